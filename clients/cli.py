@@ -1,0 +1,266 @@
+"""The command ``consilium-site``: train a site's teacher, start the site, show what it is."""
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from consilium.common.errors import ConsiliumError, DataError, SettingsError
+
+if TYPE_CHECKING:
+    from consilium.clients.settings import SiteHome
+    from consilium.clients.supernode import SuperNode
+    from consilium.common.training.loop import Progress
+
+# Settings, torch and rich are imported where they are used: --help must not wait for them.
+
+_JSON_EVERY_S: Final = 0.5
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="consilium-site",
+    help="A hospital's side of Consilium: its teacher and its labelled images stay here; soft masks of shared images go out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SettingsFile = Annotated[
+    Path, typer.Argument(metavar="SITE.toml", help="The site's settings; its folder holds the site.")
+]
+
+
+@app.command(epilog="Example: consilium-site train hospital/site.toml")
+def train(
+    settings: SettingsFile,
+    progress_json: Annotated[
+        bool, typer.Option("--progress-json", help="One JSON line every half second on standard output.")
+    ] = False,
+) -> None:
+    """Train the site's teacher on its labelled images.
+
+    Goes on where an interrupted training stopped; a teacher that is trained already is left alone.
+    """
+    home = _load(settings)
+    from consilium.clients.train import train_teacher
+
+    with _progress(home.settings.name, as_json=progress_json) as on_step:
+        result = train_teacher(home, on_step)
+    if progress_json:
+        _say(json.dumps({"done": True, **result}))
+        return
+    tested = (
+        f"Dice {result['dice-mean']:.1f} % on {result['test-images']} test images"
+        if result["test-images"]
+        else "no test images"
+    )
+    _say(
+        f"{home.settings.name}: the teacher is trained on {result['train-images']} images; {tested}. It is in {home.teacher}"
+    )
+
+
+@app.command(epilog="Example: consilium-site start hospital/site.toml")
+def start(
+    settings: SettingsFile,
+    supernode: Annotated[
+        bool, typer.Option("--supernode/--no-supernode", help="Connect to the coordinator, if [connection] is given.")
+    ] = True,
+) -> None:
+    """Start the site: its gateway and, where a connection is given, its SuperNode. Ctrl-C ends both."""
+    home = _load(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    ending = _end_on_signals()
+    from consilium.clients.gateway import serve
+    from consilium.clients.site import open_site
+
+    name, mib = home.settings.name, home.settings.policy.max_message_mib
+    with ExitStack() as running:
+        gateway = running.enter_context(serve(open_site(home), home.gateway_address, max_message_mib=mib))
+        ready = f"{name} is ready: gateway at {gateway.address}"
+        node = (
+            running.enter_context(_supernode(home, gateway.address)) if supernode and home.settings.connection else None
+        )
+        if node is not None and home.settings.connection is not None:
+            ready += f", connected to {home.settings.connection.superlink}"
+            while not ending.is_set() and not node.connected():
+                node.check()
+                ending.wait(0.2)
+        if not ending.is_set():
+            _say(ready)
+        while not ending.wait(0.5):
+            if node is not None:
+                node.check()
+    _say(f"{name} has stopped")
+
+
+@app.command(epilog="Example: consilium-site describe hospital/site.toml")
+def describe(settings: SettingsFile) -> None:
+    """Show the site's teacher, how many labelled images it holds, and what its policy allows."""
+    home = _load(settings)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"site {home.settings.name}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for part in (_teacher_rows, _data_rows, _policy_rows):
+        for row in part(home):
+            table.add_row(*row)
+        table.add_section()
+    Console().print(table)
+
+
+Rows = Iterator[tuple[str, str]]
+
+
+def _teacher_rows(home: "SiteHome") -> Rows:
+    teacher = home.settings.teacher
+    card = home.teacher / "card.json"
+    yield "labels", ", ".join(home.settings.labels)
+    yield (
+        "teacher",
+        f"{teacher.network.name}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}",
+    )
+    if not card.is_file():
+        yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
+        return
+    kept = json.loads(card.read_text("utf-8"))
+    yield "trained", f"on {kept.get('train-images', '?')} images, in {home.teacher}"
+    if kept.get("test-images"):
+        yield "Dice", f"{kept['dice-mean']:.2f} +- {kept['dice-std']:.2f} % on {kept['test-images']} test images"
+
+
+def _data_rows(home: "SiteHome") -> Rows:
+    from consilium.common.datasets import labelled
+
+    for name, folder in (("training images", home.train_set), ("test images", home.test_set)):
+        packed = labelled.open_packed(folder) if labelled.is_packed(folder) else None
+        if packed is not None:
+            yield name, f"{len(packed)}, of shape {'x'.join(map(str, packed.images.shape[1:]))}"
+        else:
+            yield name, f"not packed yet; to come from {home.source}" if home.source else f"none in {folder}"
+
+
+def _policy_rows(home: "SiteHome") -> Rows:
+    policy = home.settings.policy
+    yield "allowed", ", ".join(policy.actions) or "nothing"
+    yield "levels of a mask", str(policy.levels)
+    yield "images of a catalogue", f"at most {policy.max_images}"
+    yield "masks in all", f"at most {policy.mask_budget}"
+    if policy.auto_approve:
+        yield "trusted signers", "EVERYONE (auto-approve; for simulations only)"
+    else:
+        yield "trusted signers", "\n".join(policy.trusted_signers) or "nobody yet: every study is refused"
+
+
+def _load(settings: Path) -> "SiteHome":
+    from consilium.clients.settings import load_site
+
+    return load_site(settings)
+
+
+def _supernode(home: "SiteHome", gateway_address: str) -> "SuperNode":
+    from consilium.clients.supernode import SuperNode, SuperNodeSettings
+
+    connection = home.settings.connection
+    if connection is None:
+        raise SettingsError("a SuperNode needs a [connection] in the site's settings")
+    files = {"connection.ca": home.folder / connection.ca, "connection.node-key": home.folder / connection.node_key}
+    for what, path in files.items():
+        if not path.is_file():
+            raise SettingsError(
+                f"{what}: there is no file {path}; put there what the coordinator sent, or mend the path"
+            )
+    return SuperNode(
+        SuperNodeSettings(
+            superlink_address=connection.superlink,
+            ca_certificate=files["connection.ca"],
+            node_key=files["connection.node-key"],
+            node_config={"gateway": gateway_address},
+            home=home.folder / "flower",
+            log_folder=home.folder,
+        ),
+        name=f"SuperNode of {home.settings.name}",
+    )
+
+
+def _end_on_signals() -> threading.Event:
+    """Turn SIGTERM and SIGINT into an event, so that everything is closed in order."""
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+    return ending
+
+
+OnStep = Callable[["Progress"], None]
+
+
+@contextmanager
+def _progress(name: str, *, as_json: bool) -> Iterator[OnStep | None]:
+    """Show a training's progress: as JSON lines, as a bar on a terminal, or not at all."""
+    if as_json:
+        yield _json_lines()
+        return
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"training the teacher of {name}", total=None)
+
+        def on_step(at: "Progress") -> None:
+            loss = "" if at.loss is None else f", loss {at.loss:.4f}"
+            bar.update(task, completed=at.step, total=at.steps, description=f"training the teacher of {name}{loss}")
+
+        yield on_step
+
+
+def _json_lines() -> OnStep:
+    last = float("-inf")
+
+    def on_step(at: "Progress") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _JSON_EVERY_S or at.step == at.steps:
+            last = now
+            _say(json.dumps({"step": at.step, "steps": at.steps, "loss": at.loss}))
+
+    return on_step
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command; an error of this package is told in words, without a traceback.
+
+    The exit status is 2 where settings, command line or data have to be mended, 1 for any other error.
+    """
+    try:
+        return app(args=arguments)
+    except (SettingsError, DataError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except ConsiliumError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

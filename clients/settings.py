@@ -1,0 +1,150 @@
+"""The settings of a site: one ``site.toml`` a site, and the folder it lies in. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from consilium.clients.address import check_address
+from consilium.clients.policy import Policy
+from consilium.common.errors import SettingsError
+from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import Name, NameList, Settings, load
+from consilium.common.training.settings import TrainingSettings
+
+_UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
+
+
+class TeacherSettings(Settings):
+    """The site's own model."""
+
+    network: NetworkSettings = NetworkSettings(name="unet")
+    size: int = Field(384, ge=32, le=2048, description="height and width the teacher works at, in pixels")
+    channels: Literal[1, 3] = 1
+    output: Literal["soft", "binary"] = Field("soft", description="whether it offers soft masks or only binary ones")
+    folder: str = Field("teacher", description="where it is kept; relative to the settings file")
+
+
+class TeacherTraining(TrainingSettings):
+    """How the teacher is trained."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class DataSettings(Settings):
+    """The site's labelled images."""
+
+    folder: str = Field("", description="holds images/ and masks/; packed once. Empty: already packed")
+    packed: str = Field("data", description="holds the packed sets train/ and test/")
+    test_share: float = Field(0.2, ge=0, le=0.9, description="share of the images kept for tests, when packing")
+    size: int = Field(384, ge=32, le=2048, description="height and width they are packed at, in pixels")
+    channels: Literal[1, 3] = 1
+    seed: int = Field(0, ge=0, lt=2**31, description="decides which images are kept for tests")
+
+
+class ConnectionSettings(Settings):
+    """How the site's SuperNode reaches the coordinator; files are relative to the settings file."""
+
+    superlink: str = Field(pattern=r"^[^\s/]+:\d{1,5}$", description="host:port")
+    ca: str = Field(description="certificate authority of the coordinator, PEM")
+    node_key: str = Field(description="the site's private node key, OpenSSH")
+
+
+class GatewaySettings(Settings):
+    """Where the gateway listens: a Unix socket (relative to the settings file) or a loopback port."""
+
+    address: str = "unix:gateway.sock"
+
+    @model_validator(mode="after")
+    def _is_local(self) -> Self:
+        check_address(self.address)
+        return self
+
+
+class SiteSettings(Settings):
+    """A whole site."""
+
+    name: Name
+    labels: NameList = Field(("lesion",), min_length=1, description="what the teacher's masks show, in order")
+    teacher: TeacherSettings = TeacherSettings()
+    training: TeacherTraining = TeacherTraining(image_budget=350_000)
+    data: DataSettings = DataSettings()
+    policy: Policy = Policy()
+    connection: ConnectionSettings | None = None
+    gateway: GatewaySettings = GatewaySettings()
+
+
+@dataclass(frozen=True)
+class SiteHome:
+    """A site's settings and the folder that holds everything of it.
+
+    Parameters
+    ----------
+    settings
+        Read from the ``site.toml``.
+    folder
+        The absolute folder the file lies in.
+    """
+
+    settings: SiteSettings
+    folder: Path
+
+    @property
+    def teacher(self) -> Path:
+        """Folder of the trained teacher."""
+        return self.folder / self.settings.teacher.folder
+
+    @property
+    def source(self) -> Path | None:
+        """Folder of images and masks that are packed, if they are not packed already."""
+        return self.folder / self.settings.data.folder if self.settings.data.folder else None
+
+    @property
+    def train_set(self) -> Path:
+        """Folder of the packed training set."""
+        return self.folder / self.settings.data.packed / "train"
+
+    @property
+    def test_set(self) -> Path:
+        """Folder of the packed test set."""
+        return self.folder / self.settings.data.packed / "test"
+
+    @property
+    def studies(self) -> Path:
+        """Folder of the studies this site was shown and took."""
+        return self.folder / "studies"
+
+    @property
+    def catalogues(self) -> Path:
+        """Folder of the images this site was given."""
+        return self.folder / "catalogues"
+
+    @property
+    def students(self) -> Path:
+        """Folder of the fine-tuned students."""
+        return self.folder / "students"
+
+    @property
+    def audit_log(self) -> Path:
+        """What left the site."""
+        return self.folder / "audit.jsonl"
+
+    @property
+    def gateway_address(self) -> str:
+        """Address of the gateway, ``unix:`` and an absolute path, or ``host:port``."""
+        kind, _, path = self.settings.gateway.address.partition(":")
+        if kind != "unix":
+            return self.settings.gateway.address
+        socket = self.folder / path
+        if len(str(socket).encode()) > _UNIX_PATH_BYTES:
+            raise SettingsError(
+                f"a Unix socket's path has at most {_UNIX_PATH_BYTES} bytes; {socket} has more. Set gateway.address to a "
+                'shorter absolute path ("unix:/run/NAME.sock") or a loopback port ("127.0.0.1:9400")'
+            )
+        return f"unix:{socket}"
+
+
+def load_site(path: Path) -> SiteHome:
+    """Read a ``site.toml``; see `settings.load` for the errors."""
+    return SiteHome(load(SiteSettings, path), path.resolve().parent)

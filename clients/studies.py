@@ -1,0 +1,145 @@
+"""The studies a site was shown: what it takes, and how it remembers them.
+
+A site remembers the whole request, signature included, and checks it again whenever it is read back: a study does not
+outlive the trust in its signer.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from consilium.clients import policy
+from consilium.clients.image_store import ImageStore
+from consilium.clients.settings import SiteHome, SiteSettings
+from consilium.common import identity
+from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
+from consilium.common.errors import ErrorCode, WireError
+from consilium.common.study import Study
+from consilium.common.wire import DescribeRequest, Envelope
+
+LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A study the site takes part in, and the images of its catalogue that are here."""
+
+    study: Study
+    manifest: Manifest
+    images: ImageStore
+
+
+def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Manifest]:
+    """Decide whether the site takes part in a study.
+
+    The signature is checked first: nothing else is read of a list that nobody signed.
+
+    Raises
+    ------
+    WireError
+        ``bad-signature``; ``not-consented`` if the signer is not trusted or the site is not named; ``bad-message`` if
+        settings, list and envelope do not belong together; ``refused-by-policy``.
+    """
+    identity.verify(request.signer, SIGNATURE_DOMAIN, request.manifest, request.signature)
+    policy.require_consent(settings.policy, request.signer)
+    if hashlib.sha256(request.manifest).hexdigest() != request.catalogue:
+        raise WireError(ErrorCode.BAD_MESSAGE, "the manifest's hash is not the envelope's catalogue")
+    manifest = Manifest.from_bytes(request.manifest)
+    study = _read_study(request.settings)
+    if study.digest != request.study:
+        raise WireError(ErrorCode.BAD_MESSAGE, "the settings' digest is not the envelope's study")
+    if (study.image.size, study.image.channels) != (manifest.size, manifest.channels):
+        raise WireError(ErrorCode.BAD_MESSAGE, "study and catalogue have different canonical forms")
+    if settings.name not in study.sites:
+        raise WireError(ErrorCode.NOT_CONSENTED, f"{settings.name} is not among the study's sites")
+    policy.require_size(settings.policy, len(manifest.images))
+    return study, manifest
+
+
+class StudyBook:
+    """The studies of a site; they survive a restart. Several threads and processes may use the same folder."""
+
+    def __init__(self, home: SiteHome) -> None:
+        self._home: Final = home
+        self._lock = threading.Lock()
+        self._shown: dict[tuple[str, str], Shown] = {}
+
+    def show(self, request: DescribeRequest) -> Shown:
+        """Admit a study and remember it; see `admit`."""
+        shown = self._open(request)
+        catalogue = self._home.catalogues / request.catalogue
+        _write(catalogue / "manifest.json", request.manifest)
+        kept = {
+            "settings": request.settings,
+            "signature": request.signature.hex(),
+            "signer": request.signer.hex(),
+        }
+        _write(self._page(request), json.dumps(kept).encode())
+        return shown
+
+    def recall(self, envelope: Envelope) -> Shown:
+        """Find the study of a request.
+
+        Raises
+        ------
+        WireError
+            ``unknown-study`` if it was never shown; what `admit` raises if the site would not take it any more.
+        """
+        with self._lock:
+            shown = self._shown.get((envelope.study, envelope.catalogue))
+        return shown or self._open(self._read(envelope))
+
+    def _open(self, request: DescribeRequest) -> Shown:
+        key = (request.study, request.catalogue)
+        study, manifest = admit(request, self._home.settings)
+        with self._lock:
+            if key not in self._shown:
+                images = ImageStore(self._home.catalogues / request.catalogue, manifest)
+                self._shown[key] = Shown(study, manifest, images)
+            return self._shown[key]
+
+    def _page(self, envelope: Envelope) -> Path:
+        return self._home.studies / f"{envelope.study}-{envelope.catalogue[:12]}.json"
+
+    def _read(self, envelope: Envelope) -> DescribeRequest:
+        try:
+            kept = json.loads(self._page(envelope).read_bytes())
+            return DescribeRequest(
+                study=envelope.study,
+                catalogue=envelope.catalogue,
+                settings=kept["settings"],
+                manifest=(self._home.catalogues / envelope.catalogue / "manifest.json").read_bytes(),
+                signature=bytes.fromhex(kept["signature"]),
+                signer=bytes.fromhex(kept["signer"]),
+            )
+        except FileNotFoundError:
+            raise WireError(
+                ErrorCode.UNKNOWN_STUDY, f"study {envelope.study}, catalogue {envelope.catalogue}"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            LOG.warning("%s cannot be read; the study has to be described again", self._page(envelope))
+            raise WireError(ErrorCode.UNKNOWN_STUDY, "damaged on the disk") from None
+
+
+def _read_study(text: str) -> Study:
+    try:
+        return Study.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise WireError(ErrorCode.BAD_MESSAGE, f"the study's settings: {error}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all; one that holds the same already is left alone."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{threading.get_native_id()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,174 @@
+"""Reading images and masks, and bringing them to a canonical form.
+
+The canonical form is the paper's (appendix A.1): stretched to a square, gray (ITU-R 601 luma) or RGB, uint8.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from consilium.common.errors import DataError
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+"""File name endings that are read, in any case."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files of a folder and its sub-folders, in natural order of their paths.
+
+    Raises
+    ------
+    DataError
+        If the folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if not files:
+        raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; is it the right folder?")
+    return sorted(files, key=lambda path: _natural(path.relative_to(folder).as_posix()))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    parts: list[tuple[int, str]] = []
+    digits = ""
+    for char in text + "\0":
+        if char.isdigit():
+            digits += char
+            continue
+        if digits:
+            parts.append((int(digits), ""))
+            digits = ""
+        parts.append((-1, char))
+    return parts
+
+
+def read_image(path: Path, size: int, channels: int) -> Pixels:
+    """Read one image in canonical form.
+
+    Parameters
+    ----------
+    path
+        PNG, JPEG, TIFF, BMP or DICOM, of any bit depth; deeper than 8 bits is scaled by its own range.
+    size, channels
+        Height and width in pixels; 1 (gray) or 3 (RGB).
+
+    Returns
+    -------
+    uint8, shape (channels, size, size).
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read as an image.
+    """
+    return canonical(_open(path), size, channels)
+
+
+def canonical(image: Image.Image, size: int, channels: int) -> Pixels:
+    """Bring a picture to canonical form: uint8 (channels, size, size); see `read_image`."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    array = np.asarray(image)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def read_mask(paths: Sequence[Path], size: int, of: Path | None = None) -> Pixels:
+    """Read the union of one or more masks of an image.
+
+    Each is thresholded at 127 in gray (lossy files and every colour mode are welcome; alpha is ignored), at its own size, then
+    the union is stretched and thresholded again.
+
+    Parameters
+    ----------
+    paths
+        Mask files of one image.
+    size
+        Height and width of the result in pixels.
+    of
+        The image; where given, the masks must have its size.
+
+    Returns
+    -------
+    uint8, shape (1, size, size), 0 or 1.
+
+    Raises
+    ------
+    DataError
+        If a mask cannot be read, or has another size than its image.
+    """
+    union: npt.NDArray[np.bool_] | None = None
+    expected = _open(of).size if of is not None else None
+    for path in paths:
+        mask = _open(path)
+        expected = expected or mask.size
+        if mask.size != expected:
+            raise DataError(
+                f"{path}: a mask has the size of its image, here {expected[0]} x {expected[1]}; this one has "
+                f"{mask.size[0]} x {mask.size[1]}. Export it again, or take the pair out."
+            )
+        target = np.asarray(mask.convert("RGB").convert("L")) > 127
+        union = target if union is None else union | target
+    if union is None:
+        raise DataError(f"{of}: expected at least one mask file, found none")
+    drawn = Image.fromarray(union.astype(np.uint8) * np.uint8(255))
+    return (canonical(drawn, size, 1) > 127).astype(np.uint8)
+
+
+def read_folder(folder: Path, size: int, channels: int = 1) -> tuple[Pixels, list[Path]]:
+    """Read all images of a folder in canonical form.
+
+    Returns
+    -------
+    uint8 (n, channels, size, size), and the files in the same order.
+    """
+    files = image_files(folder)
+    return np.stack([read_image(path, size, channels) for path in files]), files
+
+
+def iter_images(files: Iterable[Path], size: int, channels: int) -> Iterator[tuple[Path, Pixels]]:
+    """Read images one at a time, so that memory is that of one."""
+    for path in files:
+        yield path, read_image(path, size, channels)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.suffix.lower() == ".dcm":
+            return Image.fromarray(_dicom_frame(path))
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); repair it or take it out") from None
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(np.asarray(upright)))
+    return upright
+
+
+def _dicom_frame(path: Path) -> npt.NDArray[np.uint8]:
+    """The first frame of a DICOM file; no tag but the pixels' own leaves this function."""
+    try:
+        data = pydicom.dcmread(path)
+        pixels = data.pixel_array
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise ValueError(f"DICOM: {type(error).__name__}") from None
+    if int(data.get("NumberOfFrames", 1)) > 1:
+        pixels = pixels[0]
+    if data.get("PhotometricInterpretation") == "MONOCHROME1":
+        pixels = pixels.max() - pixels
+    return pixels if pixels.dtype == np.uint8 else _to_8_bits(pixels)
+
+
+def _to_8_bits(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    wide = pixels.astype(np.float64)
+    low, high = float(wide.min()), float(wide.max())
+    return np.asarray(np.rint((wide - low) * (255.0 / (high - low or 1.0))), np.uint8)

@@ -1,0 +1,150 @@
+"""The settings of a study: what every site and the coordinator agree on before the first image is asked for."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import Name, NameList, Settings, kebab
+from consilium.common.training.settings import TrainingSettings
+
+
+def _split_weights(value: object) -> object:
+    """Let weights be given as ``"north=2,east=1"`` too: Flower's run-config carries no tables of free keys."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        return {name.strip(): number.strip() for name, _, number in pairs}
+    return value
+
+
+class ImageSettings(Settings):
+    """The canonical form every image is brought to, by stretching (appendix A.1 of the paper)."""
+
+    size: int = Field(384, ge=32, le=2048, description="height and width in pixels")
+    channels: Literal[1, 3] = 1
+
+
+class CollectSettings(Settings):
+    """How soft masks are asked for."""
+
+    chunk: int = Field(64, ge=1, le=4096, description="images in one request")
+    chunks_in_flight: int = Field(2, ge=1, le=64, description="chunks being collected at a time; bounds memory")
+    quorum: int = Field(0, ge=0, description="sites that must answer an image; 0 means all of them")
+    deadline_s: float = Field(3600.0, gt=0, description="seconds a chunk waits for its sites")
+    retries: int = Field(2, ge=0, le=100, description="times a failed request is repeated")
+    connect_s: float = Field(120.0, gt=0, description="seconds to wait for all sites to connect")
+
+
+class FusionSettings(Settings):
+    """How the sites' soft masks become one pseudo mask."""
+
+    method: Literal["weighted-mean"] = "weighted-mean"
+    weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(_split_weights)] = Field(
+        default_factory=dict, description="relative whole-number weights; a site that is not named weighs 1"
+    )
+
+
+class ExclusionSettings(Settings):
+    """When an image has no salient target (section 2 of the paper)."""
+
+    alpha: float = Field(256.0, ge=0, description="least target pixels, stated at 384 x 384 and scaled with the area")
+    beta: float = Field(2.5, ge=0, description="most gray-level entropy in bits; only where a teacher is soft")
+
+
+class StudentSettings(Settings):
+    """The one network the server trains."""
+
+    network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
+    training: TrainingSettings = TrainingSettings(image_budget=350_000)
+
+
+class FineTuneSettings(Settings):
+    """Algorithm 2: the student is trained on, at a site, on that site's labels; the result stays there."""
+
+    sites: NameList = ()
+    training: TrainingSettings = TrainingSettings(epochs=50)
+
+
+class Study(Settings):
+    """One run of the whole thing.
+
+    The digest of these settings names the study on the wire; changing any of them makes another study.
+    """
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**31)
+    sites: NameList = Field(min_length=1, description="the sites that take part")
+    labels: NameList = ("lesion",)
+    image: ImageSettings = ImageSettings()
+    collect: CollectSettings = CollectSettings()
+    fusion: FusionSettings = FusionSettings()
+    exclusion: ExclusionSettings = ExclusionSettings()
+    student: StudentSettings = StudentSettings()
+    fine_tune: FineTuneSettings = FineTuneSettings()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError("sites: every site is named once")
+        for where, names in (("fine-tune.sites", self.fine_tune.sites), ("fusion.weights", self.fusion.weights)):
+            strangers = sorted(set(names) - set(self.sites))
+            if strangers:
+                raise ValueError(f"{where} names {', '.join(strangers)}, not among the sites {', '.join(self.sites)}")
+        if self.collect.quorum > len(self.sites):
+            raise ValueError(f"collect.quorum is at most the number of sites, {len(self.sites)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the settings in canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def quorum(self) -> int:
+        """Sites that must answer an image."""
+        return self.collect.quorum or len(self.sites)
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int]:
+        """Shape (K, H, W) of every soft mask of this study."""
+        return (len(self.labels), self.image.size, self.image.size)
+
+
+RunConfig = dict[str, bool | int | float | str]
+
+
+def to_run_config(study: Study) -> RunConfig:
+    """Flatten a study into Flower's run-config: dotted kebab-case keys, scalars only."""
+    flat: RunConfig = {}
+
+    def put(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and prefix != "fusion.weights":
+            for key, inner in value.items():
+                put(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, dict):
+            flat[prefix] = ",".join(f"{name}={number}" for name, number in value.items())
+        elif isinstance(value, list):
+            flat[prefix] = ",".join(value)
+        else:
+            flat[prefix] = value
+
+    put("", study.model_dump(mode="json", by_alias=True))
+    return flat
+
+
+def from_run_config(config: RunConfig) -> dict[str, Any]:
+    """Unflatten the study's part of a run-config into the nested form `Study` is read from."""
+    top = {kebab(name) for name in Study.model_fields}
+    nested: dict[str, Any] = {}
+    for key, value in config.items():
+        head, *rest = key.split(".")
+        if head not in top:
+            continue
+        here = nested
+        for part in [head, *rest][:-1]:
+            here = here.setdefault(part, {})
+        here[key.split(".")[-1]] = value
+    return nested

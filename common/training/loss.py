@@ -1,0 +1,70 @@
+"""The loss: Dice and binary cross-entropy with equal weights (appendix A.3), made right for soft masks."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SMOOTH: Final = 1.0
+"""The epsilon of the paper's equation 1, in pixels ("a small real number").
+
+One pixel is small beside any target, and bounds the gradient on an empty mask, where Dice alone has none or an endless
+one.
+"""
+
+
+def soft_dice(probs: Tensor, targets: Tensor) -> Tensor:
+    """Give the Dice loss that has its minimum, 0, at ``probs == targets`` for soft targets too.
+
+    The Dice semimetric loss in L1 form (Wang et al., MICCAI 2023, arXiv 2303.16296):
+    ``1 - (|x| + |y| - |x - y| + eps) / (|x| + |y| + eps)``. For binary targets ``|x - y| = |x| + |y| - 2 <x, y>``,
+    and it is the paper's equation 1.
+
+    Parameters
+    ----------
+    probs, targets
+        Float, (n, K, H, W), in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        (n, K), one loss a plane: the metric is per image, so the loss is not summed over the batch.
+    """
+    sizes = probs.sum((2, 3)) + targets.sum((2, 3))
+    distances = (probs - targets).abs().sum((2, 3))
+    return distances / (sizes + SMOOTH)
+
+
+def paper_dice(probs: Tensor, targets: Tensor) -> Tensor:
+    """Give the paper's equation 1 to the letter, for reference.
+
+    With soft targets its minimum is not at the target: for one pixel of 0.5 the best answer is 1, and for a fuzzy
+    lesion a hard one that is too large. Shapes as in `soft_dice`.
+    """
+    sizes = probs.sum((2, 3)) + targets.sum((2, 3))
+    overlaps = (probs * targets).sum((2, 3))
+    return 1 - (2 * overlaps + SMOOTH) / (sizes + SMOOTH)
+
+
+def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Give the training loss: the batch's mean of each image's ``soft_dice + BCE``.
+
+    Parameters
+    ----------
+    logits
+        Float, (n, K, H, W).
+    targets
+        Float, (n, K, H, W), in [0, 1].
+    weights
+        Float, (n,), at least 0: each image's factor. Weights with mean 1 over the data set keep the loss's scale.
+
+    Returns
+    -------
+    Tensor
+        A scalar, float32. With soft targets its floor is the targets' own mean entropy in nats, not 0.
+    """
+    logits = logits.float()  # half precision has too few digits for sums over an image
+    bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2, 3))
+    per_image = soft_dice(torch.sigmoid(logits), targets).mean(1) + bce
+    return per_image.mean() if weights is None else (per_image * weights).mean()

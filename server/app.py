@@ -1,0 +1,124 @@
+"""The ServerApp: Flower's grid on one side, the stages of a study on the other. It translates and calls."""
+
+import time
+from logging import ERROR, INFO
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Context, Message, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+
+from consilium.common import wire
+from consilium.common.catalogue import open_catalogue
+from consilium.common.errors import ConsiliumError, ErrorCode, SettingsError, WireError
+from consilium.common.settings import parse
+from consilium.common.study import Study, from_run_config
+from consilium.server.inquiry import Letter
+from consilium.server.ledger import Ledger
+from consilium.server.run_folder import RunFolder
+from consilium.server.study_run import StudyRun
+
+app = ServerApp()
+
+RUN_FOLDER_KEY: Final = "run-folder"
+POLL_S: Final = 0.2
+
+
+class GridPost:
+    """Carries messages over a Flower grid, to sites by the name their key was registered under.
+
+    In Flower's simulation nodes have no names: there the sites of the study are the nodes, in ascending order of node
+    id, and each site's answer says who it is.
+    """
+
+    def __init__(self, grid: Grid, sites: tuple[str, ...]) -> None:
+        self._grid: Final = grid
+        self._sites: Final = sites
+        self._pending: Final[set[str]] = set()
+
+    def connected(self) -> set[str]:
+        """Sites that are online."""
+        return set(self._nodes())
+
+    def _nodes(self) -> dict[str, int]:
+        nodes = list(self._grid.get_nodes())
+        named = {node.name: node.node_id for node in nodes if node.name in self._sites}
+        if named or any(node.name for node in nodes):
+            return named
+        return dict(zip(self._sites, sorted(node.node_id for node in nodes), strict=False))
+
+    def send(self, site: str, action: wire.Action, content: RecordDict, timeout_s: float) -> str:
+        """Send a request to a site; `WireError` ``site-unreachable`` if it is not connected."""
+        node = self._nodes().get(site)
+        if node is None:
+            raise WireError(ErrorCode.SITE_UNREACHABLE)
+        message = Message(content, dst_node_id=node, message_type=action, ttl=timeout_s)
+        [ticket] = self._grid.push_messages([message])
+        if not ticket:
+            raise WireError(ErrorCode.SITE_UNREACHABLE, "the SuperLink did not take the message")
+        self._pending.add(ticket)
+        return ticket
+
+    def receive(self) -> list[Letter]:
+        """Collect answers; a delivery that failed comes back as ``site-unreachable``."""
+        letters = []
+        for message in self._grid.pull_messages(list(self._pending)):
+            ticket = (
+                message.metadata.reply_to_message_id
+            )  # an error of the SuperLink's own comes from node 1: go by this
+            self._pending.discard(ticket)
+            letters.append(Letter(ticket, ErrorCode.SITE_UNREACHABLE if message.has_error() else message.content))
+        if not letters:
+            time.sleep(POLL_S)
+        return letters
+
+
+def open_run(root: Path) -> tuple[RunFolder, StudyRun]:
+    """Open a prepared run folder: frozen settings, catalogue, ledger."""
+    folder = RunFolder(root)
+    study = folder.open_study()
+    return folder, StudyRun(folder, study, open_catalogue(folder.catalogue), Ledger.open(folder.ledger))
+
+
+def run_stages(run: StudyRun, post: GridPost) -> None:
+    """All stages in order; those that are finished are passed over."""
+    from consilium.server.report import write_report
+
+    missing = run.describe(post)
+    run.collect(post, missing)
+    kept = run.select()
+    run.distill(kept)
+    run.test()
+    run.evaluate(post)
+    run.fine_tune(post)
+    write_report(run)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study that the run-config names."""
+    root = str(context.run_config.get(RUN_FOLDER_KEY, ""))
+    try:
+        if not root:
+            raise SettingsError(
+                f"run-config: {RUN_FOLDER_KEY} is required: the coordinator's folder that holds catalogue/, built with "
+                "`consilium catalogue build`"
+            )
+        folder = RunFolder(Path(root))
+        given = from_run_config(dict(context.run_config))
+        if given.get("name"):
+            folder.create(parse(Study, given, "run-config"))
+        with folder.locked():
+            folder, run = open_run(Path(root))
+            log(INFO, "consilium: study %s (%s) in %s", run.study.name, run.study.digest[:12], folder.root)
+            try:
+                run_stages(run, GridPost(grid, run.study.sites))
+            except ConsiliumError as error:
+                run.ledger.keep_result("", "failure", str(error))
+                raise
+            finally:
+                run.ledger.close()
+    except ConsiliumError as error:
+        log(ERROR, "consilium: %s", error)
+        raise

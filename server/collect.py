@@ -1,0 +1,190 @@
+"""Collecting: ask every site for soft masks, chunk by chunk; fold each answer as it comes, and forget it.
+
+Memory is that of the chunks in flight, whatever the number of sites and images. A chunk is finished when every site that
+still takes part has answered or run late, and a quorum did; then its pseudo masks are written, and only then the ledger
+says so. A site that fails is left out from there on, and named; the study goes on while the quorum holds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium.common import planes, soft_mask, wire
+from consilium.common.catalogue import Catalogue
+from consilium.common.errors import ErrorCode, StudyError, WireError
+from consilium.common.soft_mask import SoftMasks
+from consilium.common.study import Study
+from consilium.server.fusion import weighted_mean
+from consilium.server.inquiry import Inquiry, Post
+from consilium.server.ledger import Ledger
+from consilium.server.run_folder import MaskFile
+
+STAGE: Final = "collect"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Images whose masks are kept site by site: the test images, and a few examples for the report.
+
+    Attributes
+    ----------
+    indices
+        Positions in the catalogue, ascending.
+    sites
+        The order of sites in the file.
+    file
+        One after the other, all watched images of each site: uint8 (sites * images, K, H, W).
+    """
+
+    indices: npt.NDArray[np.int64]
+    sites: tuple[str, ...]
+    file: MaskFile
+
+    def keep(self, site: str, first: int, masks: SoftMasks) -> None:
+        """Keep the watched ones of masks that start at position ``first`` of the catalogue."""
+        low, high = np.searchsorted(self.indices, (first, first + len(masks)))
+        if low < high:
+            start = self.sites.index(site) * len(self.indices) + int(low)
+            self.file.write(start, masks[self.indices[low:high] - first])
+
+    def of(self, site: str) -> SoftMasks:
+        """All watched masks of a site: uint8 (images, K, H, W)."""
+        start = self.sites.index(site) * len(self.indices)
+        return self.file.read()[start : start + len(self.indices)]
+
+
+@dataclass
+class _Chunk:
+    first: int
+    ids: list[str]
+    fused: weighted_mean.WeightedMean
+    open_sites: set[str]
+    answered: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Collector:
+    """One collection; call `run`.
+
+    Parameters
+    ----------
+    missing
+        Per site, which images of the catalogue it lacks; their pixels travel with the request.
+    on_chunk
+        Told after each finished chunk: images done, images in all.
+    """
+
+    study: Study
+    catalogue: Catalogue
+    ledger: Ledger
+    post: Post
+    pseudo_masks: MaskFile
+    watched: Watched
+    missing: Mapping[str, Sequence[bool]]
+    envelope: Mapping[str, str]
+    on_chunk: Callable[[int, int], None] = lambda _done, _total: None
+
+    def run(self) -> None:
+        """Collect whatever the ledger does not hold yet.
+
+        Raises
+        ------
+        StudyError
+            If fewer sites than the quorum are left, or answered a chunk; what was finished stays finished.
+        """
+        size, total = self.study.collect.chunk, len(self.catalogue)
+        done = self.ledger.finished_chunks()
+        self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
+        self._finished = sum(min(size, total - number * size) for number in done)
+        self._sites = set(self.missing)
+        self._chunks: dict[int, _Chunk] = {}
+        self._inquiry = Inquiry(self.post, wire.PredictReply, self.study.collect.retries)
+        self.on_chunk(self._finished, total)
+        self._fill_the_window()
+        for outcome in self._inquiry.outcomes():
+            self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
+            chunk = self._chunks.get(outcome.key)
+            if chunk is None or outcome.site not in self._sites:
+                continue
+            try:
+                if isinstance(outcome.reply, WireError):
+                    raise outcome.reply
+                self._fold(chunk, outcome.site, outcome.reply)
+            except WireError as error:
+                self._leave_out(outcome.site, error)
+            else:
+                self.ledger.answered(outcome.site, outcome.key, len(chunk.ids), *chunk.answered[outcome.site])
+                chunk.open_sites.discard(outcome.site)
+            for number in [number for number, held in self._chunks.items() if not held.open_sites]:
+                self._finish(number, self._chunks.pop(number))
+            self._fill_the_window()
+
+    def _fill_the_window(self) -> None:
+        while self._todo and len(self._chunks) < self.study.collect.chunks_in_flight:
+            if len(self._sites) < self.study.quorum:
+                raise StudyError(self._too_few(f"{len(self._sites)} sites are left"))
+            number = self._todo.pop()
+            first = number * self.study.collect.chunk
+            ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
+            state = weighted_mean.init((len(ids), *self.study.mask_shape))
+            chunk = self._chunks[number] = _Chunk(first, ids, state, set(self._sites))
+            for site in sorted(self._sites):
+                self._inquiry.ask(site, number, self._request(chunk, site), self.study.collect.deadline_s)
+
+    def _request(self, chunk: _Chunk, site: str) -> Callable[[], wire.PredictRequest]:
+        def make() -> wire.PredictRequest:
+            lacks = self.missing[site][chunk.first : chunk.first + len(chunk.ids)]
+            order = sorted(range(len(chunk.ids)), key=lambda i: not lacks[i])  # lacking first, else in order
+            return wire.PredictRequest(
+                **self.envelope,  # type: ignore[arg-type]  # study and catalogue
+                ids=[chunk.ids[i] for i in order],
+                pixels=[planes.encode(self.catalogue.pixels[chunk.first + i]) for i in order if lacks[i]],
+            )
+
+        return make
+
+    def _fold(self, chunk: _Chunk, site: str, reply: wire.PredictReply) -> None:
+        if site in chunk.answered:
+            return
+        if (reply.study, reply.catalogue) != (self.envelope["study"], self.envelope["catalogue"]):
+            raise WireError(ErrorCode.BAD_MESSAGE, "answers another study")
+        if len(reply.masks) != len(reply.ids) or sorted(reply.ids) != sorted(chunk.ids):
+            raise WireError(ErrorCode.BAD_MASK, "not exactly one mask for each image asked for")
+        place = {name: i for i, name in enumerate(chunk.ids)}
+        masks = np.empty((len(chunk.ids), *self.study.mask_shape), np.uint8)
+        for name, data in zip(reply.ids, reply.masks, strict=True):
+            masks[place[name]] = soft_mask.decode(data, self.study.mask_shape)
+        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1))
+        self.watched.keep(site, chunk.first, masks)
+        chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
+
+    def _leave_out(self, site: str, error: WireError) -> None:
+        self._sites.discard(site)
+        self._inquiry.drop(site)
+        self.ledger.tell(STAGE, f"left out from here on: {error}", site)
+        for chunk in self._chunks.values():
+            chunk.open_sites.discard(site)
+
+    def _finish(self, number: int, chunk: _Chunk) -> None:
+        if chunk.fused.sites < self.study.quorum:
+            answered = ", ".join(sorted(chunk.answered)) or "no site"
+            raise StudyError(self._too_few(f"images {chunk.first} onwards were answered by {answered}"))
+        self.pseudo_masks.write(chunk.first, weighted_mean.finish(chunk.fused))
+        self.ledger.chunk_finished(number, len(chunk.ids), chunk.fused.sites)
+        self._finished += len(chunk.ids)
+        self.on_chunk(self._finished, len(self.catalogue))
+
+    def _too_few(self, what: str) -> str:
+        faults = [
+            f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == STAGE and event.site
+        ]
+        return "\n  ".join(
+            [
+                f"{what}, and the quorum is {self.study.quorum} of {len(self.study.sites)} sites. What was collected is "
+                "kept: mend the sites and start the study again, or set collect.quorum lower in a new study.",
+                *dict.fromkeys(faults),
+            ]
+        )

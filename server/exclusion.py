@@ -1,0 +1,87 @@
+"""Exclusion: leaving an image without a salient target out of the student's training (section 2, Algorithm 1).
+
+Both statistics are computed on the final uint8 pseudo mask. For several labels the union counts: the largest level over
+the labels at each pixel.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from consilium.common.soft_mask import TARGET_LEVEL, SoftMasks
+
+PAPER_SIZE: Final = 384
+"""Height and width, in pixels, at which ``alpha`` is stated."""
+
+
+class Reason(StrEnum):
+    """Why an image is left out; empty where it is kept."""
+
+    KEPT = ""
+    FEW_TARGET_PIXELS = "few-target-pixels"
+    HIGH_ENTROPY = "high-entropy"
+    BOTH = "few-target-pixels+high-entropy"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of n pseudo masks: ``target_pixels`` int64 (n,), ``entropy_bits`` float64 (n,) in [0, 8]."""
+
+    target_pixels: npt.NDArray[np.int64]
+    entropy_bits: npt.NDArray[np.float64]
+
+
+def join(parts: Iterable[Statistics]) -> Statistics:
+    """Put the statistics of several chunks one behind the other."""
+    listed = list(parts)
+    return Statistics(
+        np.concatenate([part.target_pixels for part in listed]), np.concatenate([part.entropy_bits for part in listed])
+    )
+
+
+def statistics(masks: SoftMasks) -> Statistics:
+    """Count target pixels and measure gray-level entropy.
+
+    ``E = -sum_i h_i log2 h_i`` over the 256-bin histogram ``h`` of levels. A binary mask has at most 1 bit, a constant
+    mask none. One histogram gives both numbers.
+
+    Parameters
+    ----------
+    masks
+        Pseudo masks, uint8 (n, K, H, W).
+    """
+    planes = masks[:, 0] if masks.shape[1] == 1 else masks.max(axis=1)
+    counts = np.array([Image.fromarray(plane).histogram() for plane in planes], np.int64)  # twice np.bincount's speed
+    share = counts / counts.sum(axis=1, keepdims=True)
+    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return Statistics(counts[:, TARGET_LEVEL:].sum(axis=1), -(share * logs).sum(axis=1) + 0.0)
+
+
+def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -> list[Reason]:
+    """Decide about each image.
+
+    Parameters
+    ----------
+    found
+        Of the pseudo masks.
+    alpha
+        Least target pixels at 384 x 384; scaled with the area to ``size`` x ``size``. Strict: ``N < alpha`` is out.
+    beta
+        Most gray-level entropy in bits, strict: ``E > beta`` is out. None where every teacher is binary, as in the paper.
+    size
+        Height and width of the masks in pixels.
+    """
+    few = found.target_pixels < alpha * size * size / PAPER_SIZE**2
+    high = found.entropy_bits > beta if beta is not None else np.zeros(len(few), bool)
+    table = {
+        (False, False): Reason.KEPT,
+        (True, False): Reason.FEW_TARGET_PIXELS,
+        (False, True): Reason.HIGH_ENTROPY,
+        (True, True): Reason.BOTH,
+    }
+    return [table[bool(n), bool(e)] for n, e in zip(few, high, strict=True)]

@@ -1,0 +1,200 @@
+"""The ledger: what is done, in SQLite, so that a study killed at any time goes on where it was.
+
+Facts are written once they are safe on disk: a chunk counts as finished after its pseudo masks were flushed. The ledger is
+also where anyone may look while a study runs; readers never block the writer (write-ahead log).
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from consilium.common.errors import StateError
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS stage (
+    name TEXT PRIMARY KEY, done INTEGER NOT NULL, total INTEGER NOT NULL, seconds REAL NOT NULL, finished INTEGER NOT NULL,
+    note TEXT NOT NULL DEFAULT '') STRICT;
+CREATE TABLE IF NOT EXISTS site (name TEXT PRIMARY KEY, card TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS traffic (
+    site TEXT NOT NULL, action TEXT NOT NULL, sent INTEGER NOT NULL, received INTEGER NOT NULL, messages INTEGER NOT NULL,
+    PRIMARY KEY (site, action)) STRICT;
+CREATE TABLE IF NOT EXISTS answer (
+    site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, mask_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (site, chunk)) STRICT;
+CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS result (site TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (site, kind)) STRICT;
+CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a stage is: ``done`` of ``total`` steps, after ``seconds`` of work."""
+
+    name: str
+    done: int
+    total: int
+    seconds: float
+    finished: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth telling: which site (or none), in which stage, what."""
+
+    at: float
+    site: str
+    stage: str
+    text: str
+
+
+class Ledger:
+    """One study's ledger. Open it with `Ledger.open`; every method is one transaction."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database: Final = database
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open, or start, the ledger at ``path``; `StateError` if the file is no ledger or is damaged."""
+        try:
+            database = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise StateError(
+                f"{path} is not a readable ledger ({error}); move it away, and the study asks the sites again"
+            ) from None
+        return cls(database)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def bind(self, **facts: str) -> None:
+        """Tie the ledger to a study; `StateError` if it is tied to another."""
+        for key, value in facts.items():
+            self._database.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (key, value))
+            held = self._scalar("SELECT value FROM study WHERE key = ?", (key,))
+            if held != value:
+                raise StateError(
+                    f"this run folder belongs to another study: its {key} is {held}, the one given has {value}. "
+                    "Give the settings and catalogue it was started with, or another run folder."
+                )
+
+    # --- stages
+
+    def advance(self, name: str, done: int, total: int, seconds: float, note: str = "") -> None:
+        """Record how far a stage is; ``seconds`` is its work so far, over all starts."""
+        self._database.execute(
+            "INSERT INTO stage VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT (name) DO UPDATE SET "
+            "done = excluded.done, total = excluded.total, seconds = excluded.seconds, note = excluded.note",
+            (name, done, total, seconds, note),
+        )
+
+    def finish(self, name: str, seconds: float) -> None:
+        """Record that a stage is finished."""
+        self._database.execute(
+            "INSERT INTO stage VALUES (?, 1, 1, ?, 1, '') ON CONFLICT (name) DO UPDATE SET "
+            "done = total, seconds = excluded.seconds, finished = 1",
+            (name, seconds),
+        )
+
+    def reopen(self, name: str) -> None:
+        """Make a stage run again."""
+        self._database.execute("DELETE FROM stage WHERE name = ?", (name,))
+
+    def stage(self, name: str) -> Stage | None:
+        """How far a stage is; None if it never started."""
+        return next((stage for stage in self.stages() if stage.name == name), None)
+
+    def stages(self) -> list[Stage]:
+        """All stages, in the order of their start."""
+        rows = self._database.execute("SELECT name, done, total, seconds, finished, note FROM stage ORDER BY rowid")
+        return [Stage(name, done, total, seconds, bool(end), note) for name, done, total, seconds, end, note in rows]
+
+    # --- collecting
+
+    def answered(self, site: str, chunk: int, images: int, mask_bytes: int, seconds: float) -> None:
+        """Record a site's answer to a chunk."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
+        )
+
+    def chunk_finished(self, number: int, images: int, sites: int) -> None:
+        """Record that a chunk's pseudo masks are safe on disk."""
+        self._database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", (number, images, sites))
+
+    def finished_chunks(self) -> dict[int, int]:
+        """How many sites each finished chunk was fused from, by its number."""
+        return dict(self._database.execute("SELECT number, sites FROM chunk"))
+
+    def answers(self) -> dict[str, tuple[int, int, float]]:
+        """Per site: images of finished chunks it answered, bytes of their masks, seconds its teacher took."""
+        rows = self._database.execute(
+            "SELECT site, SUM(answer.images), SUM(mask_bytes), SUM(seconds) FROM answer "
+            "JOIN chunk ON chunk.number = answer.chunk GROUP BY site"
+        )
+        return {site: (images, size, seconds) for site, images, size, seconds in rows}
+
+    # --- sites
+
+    def site_described(self, site: str, card: str) -> None:
+        """Keep what a site said of itself, as JSON."""
+        self._database.execute("INSERT OR REPLACE INTO site VALUES (?, ?)", (site, card))
+
+    def sites(self) -> dict[str, str]:
+        """What each site said of itself."""
+        return dict(self._database.execute("SELECT name, card FROM site"))
+
+    def moved(self, site: str, action: str, sent: int, received: int) -> None:
+        """Count bytes from and to a site: ``sent`` by the site, ``received`` by it."""
+        self._database.execute(
+            "INSERT INTO traffic VALUES (?, ?, ?, ?, 1) ON CONFLICT (site, action) DO UPDATE SET "
+            "sent = sent + excluded.sent, received = received + excluded.received, messages = messages + 1",
+            (site, action, sent, received),
+        )
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes sent and received by each site."""
+        rows = self._database.execute("SELECT site, SUM(sent), SUM(received) FROM traffic GROUP BY site")
+        return {site: (sent, received) for site, sent, received in rows}
+
+    def keep_result(self, site: str, kind: str, value: str) -> None:
+        """Keep a result, as JSON: ``site`` is empty for the coordinator's own."""
+        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (site, kind, value))
+
+    def results(self, kind: str) -> dict[str, str]:
+        """Results of a kind, by site."""
+        return dict(self._database.execute("SELECT site, value FROM result WHERE kind = ?", (kind,)))
+
+    # --- events
+
+    def tell(self, stage: str, text: str, site: str = "") -> None:
+        """Note something the report and whoever watches should know."""
+        self._database.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (time.time(), site, stage, text))
+
+    def events(self) -> list[Event]:
+        """All that was noted, in order."""
+        return [Event(*row) for row in self._database.execute("SELECT at, site, stage, text FROM event ORDER BY rowid")]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make several writes one transaction."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def _scalar(self, query: str, values: Sequence[str]) -> str:
+        return str(self._database.execute(query, values).fetchone()[0])

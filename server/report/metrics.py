@@ -1,0 +1,74 @@
+"""``metrics.json``: what a study measured, for machines. `docs/metrics.md` documents every key."""
+
+import json
+import resource
+from collections import Counter
+from typing import Any
+
+from consilium.common.wire import EvaluateReply, FineTuneReply, Score
+from consilium.server.study_run import StudyRun
+
+
+def metrics(run: StudyRun) -> dict[str, Any]:
+    """Gather what the ledger holds; whatever was not measured is null. Dice in percent, std over images."""
+    cards = {site: json.loads(card) for site, card in run.ledger.sites().items()}
+    answers, traffic = run.ledger.answers(), run.ledger.traffic()
+    local = {site: EvaluateReply.model_validate_json(held) for site, held in run.ledger.results("evaluate").items()}
+    tuned = {site: FineTuneReply.model_validate_json(held) for site, held in run.ledger.results("fine-tune").items()}
+
+    def site_metrics(site: str) -> dict[str, Any]:
+        card = cards.get(site, {}).get("teacher", {})
+        sent, received = traffic.get(site, (0, 0))
+        answered, mask_bytes, _ = answers.get(site, (0, 0, 0.0))
+        here = local.get(site)
+        return {
+            "network": card.get("network", {}).get("name"),
+            "images": {
+                "answered": answered,
+                "train": here.train_images if here else None,
+                "test": here.test_images if here else None,
+            },
+            "teacher": {
+                "local_dice": _plain(here.teacher if here else None),
+                "pooled_dice": _plain(run.pooled("pooled", site)),
+            },
+            "student": {"local_dice": _plain(here.student if here else None)},
+            "fine_tuned": {"local_dice": _plain(tuned[site].fine_tuned)} if site in tuned else None,
+            "bytes_sent": sent,
+            "bytes_received": received,
+            "bytes_per_mask": mask_bytes / answered if answered else None,
+        }
+
+    stages = {stage.name: stage for stage in run.ledger.stages()}
+    selected = "select" in stages and stages["select"].finished
+    _, reasons = run.selection() if selected else (None, [])
+    transferal = run.catalogue.indices("transferal")
+    excluded = Counter(str(reasons[i]) for i in transferal if reasons[i]) if selected else Counter()
+    parameters = run.ledger.results("parameters").get("")
+    return {
+        "schema": 1,
+        "study": run.study.name,
+        "study_digest": run.study.digest,
+        "catalogue_hash": run.catalogue.hash,
+        "sites": {site: site_metrics(site) for site in run.study.sites},
+        "ensemble": {"pooled_dice": _plain(run.pooled("ensemble"))},
+        "student": {
+            "network": run.study.student.network.name,
+            "parameters": int(parameters) if parameters else None,
+            "pooled_dice": _plain(run.pooled("student")),
+        },
+        "images": {
+            "catalogue": len(run.catalogue),
+            "transferal": len(transferal),
+            "test": len(run.catalogue) - len(transferal),
+            "kept": len(transferal) - excluded.total() if selected else None,
+            "excluded": dict(sorted(excluded.items())),
+        },
+        "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items()},
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "events": [{"site": event.site, "stage": event.stage, "text": event.text} for event in run.ledger.events()],
+    }
+
+
+def _plain(score: Score | None) -> dict[str, Any] | None:
+    return score.model_dump() if score else None

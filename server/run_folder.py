@@ -1,0 +1,109 @@
+"""The run folder: everything a study leaves on the coordinator's disk; enough to resume it and to check it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium.common.errors import MachineError, StateError
+from consilium.common.settings import load, to_toml
+from consilium.common.soft_mask import Shape, SoftMasks
+from consilium.common.study import Study
+
+
+class RunFolder:
+    """Where each thing of a run is.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root: Final = root.resolve()
+        self.study: Final = self.root / "study.toml"
+        self.catalogue: Final = self.root / "catalogue"
+        self.ledger: Final = self.root / "ledger.sqlite"
+        self.pseudo_masks: Final = self.root / "pseudo_masks.u8"
+        self.site_masks: Final = self.root / "site_masks.u8"
+        self.selection: Final = self.root / "selection.csv"
+        self.student: Final = self.root / "student"
+        self.test_set: Final = self.root / "test"
+        self.metrics: Final = self.root / "metrics.json"
+        self.report: Final = self.root / "report.html"
+
+    def create(self, study: Study) -> None:
+        """Make the folder and freeze the study's settings in it; `StateError` if it holds another study."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if self.study.exists():
+            held = load(Study, self.study)
+            if held != study:
+                raise StateError(
+                    f"{self.root} holds a study with other settings ({_first_difference(held, study)}). "
+                    "Go on with its own settings, or give another run folder with --run."
+                )
+            return
+        partial = self.study.with_suffix(".partial")
+        partial.write_text(to_toml(study), "utf-8")
+        partial.replace(self.study)
+
+    def open_study(self) -> Study:
+        """Read the frozen settings; `StateError` if this is no run folder."""
+        if not self.study.is_file():
+            raise StateError(f"{self.root} is not a run folder: study.toml is missing")
+        return load(Study, self.study)
+
+    @contextmanager
+    def locked(self, name: str = "lock") -> Iterator[None]:
+        """Keep every other process from writing here; `StateError` if one does already."""
+        with (self.root / name).open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(f"{self.root} is in use by another process; wait for it, or stop it") from None
+            yield
+
+
+def _first_difference(held: Study, given: Study) -> str:
+    old, new = held.model_dump(by_alias=True), given.model_dump(by_alias=True)
+    key = next(key for key in old if old[key] != new[key])
+    return f"{key}: {old[key]!r} there, {new[key]!r} given"
+
+
+class MaskFile:
+    """Soft masks of many images in one file, uint8 (N, K, H, W), written in pieces.
+
+    Written with plain calls, not through a memory map, so that a full disk is an error and not a killed process.
+    """
+
+    def __init__(self, path: Path, count: int, shape: Shape) -> None:
+        self._path: Final = path
+        self._shape: Final = (count, *shape)
+        self._bytes: Final = int(np.prod(shape))
+        path.touch()
+        if path.stat().st_size != count * self._bytes:
+            os.truncate(path, count * self._bytes)
+
+    def write(self, first: int, masks: SoftMasks) -> None:
+        """Write masks uint8 (n, K, H, W) at position ``first``, and wait until they are on disk."""
+        try:
+            with self._path.open("r+b") as file:
+                file.seek(first * self._bytes)
+                file.write(np.ascontiguousarray(masks).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise MachineError(
+                f"{self._path}: masks could not be written ({error.strerror}); make room, then start the study again: "
+                "it goes on where it was"
+            ) from None
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """The whole file, memory-mapped for reading: uint8 (N, K, H, W)."""
+        return np.memmap(self._path, np.uint8, "r", shape=self._shape)

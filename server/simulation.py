@@ -1,0 +1,246 @@
+"""What a simulated federation is made of: settings, and the data of every site.
+
+In a simulation one machine holds everything, so the coordinator may also hold a pooled test set with its labels: the
+test images of all sites together. Teachers' soft masks of these are collected like any others, and scored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import tomli_w
+from pydantic import Field, model_validator
+
+from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id, open_catalogue
+from consilium.common.datasets import busi, folder, labelled, phantoms
+from consilium.common.datasets.labelled import Labelled
+from consilium.common.errors import DataError
+from consilium.common.identity import load_signing_key, make_signing_key
+from consilium.common.images import image_files, iter_images
+from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import Name, Settings
+from consilium.common.study import Study
+from consilium.common.training.settings import TrainingSettings
+from consilium.server.run_folder import RunFolder
+
+Engine = Literal["processes", "ray", "inline"]
+
+
+class SimulatedSite(Settings):
+    """One site: its data, its teacher."""
+
+    hospital: str = Field("", description="phantoms: whose scanner and patients")
+    folder: str = Field("", description="folders: holds images/ and masks/")
+    images: int = Field(80, ge=1, description="phantoms: labelled images for training")
+    share: float = Field(1.0, gt=0, description="busi: its part of the labelled images, relative to the other sites'")
+    network: NetworkSettings
+    training: TrainingSettings = TrainingSettings(epochs=500)
+
+
+class SimulationSettings(Settings):
+    """Where the data of a simulated federation comes from."""
+
+    source: Literal["phantoms", "folders", "busi"]
+    data: str = Field("", description="busi: the data set's folder")
+    groups: str = Field("", description="busi: a CSV of near-duplicate groups; computed where empty")
+    transferal: str = Field("", description="folders and busi: a folder of unlabelled images")
+    transferal_share: float = Field(
+        0.0, ge=0, lt=1, description="busi: part of its images to use without labels as well"
+    )
+    transferal_images: int = Field(320, ge=1, description="phantoms: unlabelled images, equally from all hospitals")
+    lesion_free: float = Field(0.2, ge=0, lt=1, description="phantoms: part of the unlabelled images without a lesion")
+    test_share: float = Field(0.2, gt=0, lt=1, description="folders and busi: part of each site's images it tests on")
+    test_images: int = Field(25, ge=1, description="phantoms: labelled test images of each site")
+    training_at_a_time: int = Field(2, ge=1, description="teachers trained side by side")
+    sites: dict[Name, SimulatedSite]
+
+
+class SimulatedStudy(Study):
+    """A study, and the federation to simulate for it: one file is a whole run."""
+
+    simulation: SimulationSettings
+
+    @model_validator(mode="after")
+    def _sites_agree(self) -> Self:
+        if set(self.simulation.sites) != set(self.sites):
+            raise ValueError(
+                f"simulation.sites describes {', '.join(sorted(self.simulation.sites))}; the study's sites are "
+                f"{', '.join(sorted(self.sites))}"
+            )
+        if self.simulation.source == "busi" and not self.simulation.data:
+            raise ValueError("simulation.data: give the folder Dataset_BUSI_with_GT, here or with --data")
+        if self.simulation.source == "folders":
+            bare = [name for name, site in self.simulation.sites.items() if not site.folder]
+            if bare or not self.simulation.transferal:
+                raise ValueError(
+                    "simulation: each site needs its folder (images/ and masks/), and transferal is a folder of "
+                    f"unlabelled images; missing for {', '.join(bare) or 'transferal'}"
+                )
+        return self
+
+    @property
+    def study(self) -> Study:
+        """The study alone: what sites get to see."""
+        return Study.model_validate({name: getattr(self, name) for name in Study.model_fields})
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's labelled images."""
+
+    train: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True)
+class FederationData:
+    """All data of a simulated federation: ``transferal`` gives canonical pixels uint8 (C, H, W) and their source."""
+
+    sites: dict[str, SiteData]
+    transferal: Iterator[tuple[str, npt.NDArray[np.uint8]]]
+
+
+def read_data(settings: SimulatedStudy) -> FederationData:
+    """Make, or read, the data of every site and the transferal images."""
+    read = {"phantoms": _phantoms, "folders": _folders, "busi": _busi}[settings.simulation.source]
+    return read(settings)
+
+
+def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
+    """Lay out a simulated federation in a run folder: site homes with packed data, pooled test set, signed catalogue.
+
+    What is there already is kept, so that an interrupted simulation goes on.
+    """
+    if not (run.catalogue / "manifest.json").exists():
+        data = read_data(settings)
+        for name, site in data.sites.items():
+            labelled.pack(site_home(run, name) / "data" / "train", site.train)
+            labelled.pack(site_home(run, name) / "data" / "test", site.test)
+        pooled = labelled.join([site.test for site in data.sites.values()])
+        ids = tuple(image_id(image) for image in pooled.images)
+        labelled.pack(run.test_set, Labelled(pooled.images, pooled.masks, ids, pooled.groups))
+
+        def images() -> Iterator[CatalogueImage]:
+            for image, source in zip(pooled.images, pooled.sources, strict=True):
+                yield CatalogueImage(image, source, role="test")
+            for source, image in data.transferal:
+                yield CatalogueImage(image, source)
+
+        key_file = run.root / "coordinator" / "signing.pem"
+        key = load_signing_key(key_file) if key_file.exists() else make_signing_key(key_file)
+        build(run.catalogue, settings.name, images(), key)
+    catalogue = open_catalogue(run.catalogue)
+    for name in settings.sites:
+        path = site_home(run, name) / "site.toml"
+        path.write_text(tomli_w.dumps(site_toml(settings, name, catalogue.signer)), "utf-8")
+    return catalogue
+
+
+def site_home(run: RunFolder, name: str) -> Path:
+    """The folder of a simulated site."""
+    return run.root / "sites" / name
+
+
+def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, Any]:
+    """The ``site.toml`` of a simulated site."""
+    site = settings.simulation.sites[name]
+    return {
+        "name": name,
+        "labels": list(settings.labels),
+        "teacher": {
+            "network": site.network.model_dump(mode="json", by_alias=True),
+            "size": settings.image.size,
+            "channels": settings.image.channels,
+        },
+        "training": site.training.model_dump(mode="json", by_alias=True),
+        "data": {"packed": "data", "size": settings.image.size, "channels": settings.image.channels},
+        "policy": {"trusted-signers": [signer.hex()]},
+    }
+
+
+def _phantoms(settings: SimulatedStudy) -> FederationData:
+    simulation, size = settings.simulation, settings.image.size
+    if settings.image.channels != 1:
+        raise DataError("phantoms are gray: image.channels must be 1")
+
+    def make(hospital: str, kind: str, count: int, start: int, lesion_free: float = 0.0) -> Labelled:
+        images, masks = phantoms.make(hospital, count, size, settings.seed, lesion_free=lesion_free, start=start)
+        sources = tuple(f"phantom {hospital} {kind} {i}" for i in range(count))
+        return Labelled(images, masks, sources, ("",) * count)
+
+    hospitals = {name: site.hospital or name for name, site in simulation.sites.items()}
+    tests = simulation.test_images
+    sites = {
+        name: SiteData(
+            make(hospital, f"train {name}", simulation.sites[name].images, 100_000 * (1 + i)),
+            make(hospital, f"test {name}", tests, 10_000_000 + 100_000 * i),
+        )
+        for i, (name, hospital) in enumerate(hospitals.items())
+    }
+
+    def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        names = list(dict.fromkeys(hospitals.values()))
+        for i, hospital in enumerate(names):
+            count = simulation.transferal_images // len(names) + (i < simulation.transferal_images % len(names))
+            made = make(hospital, "transferal", count, 20_000_000, simulation.lesion_free)
+            yield from zip(made.sources, made.images, strict=True)
+
+    return FederationData(sites, transferal())
+
+
+def _folders(settings: SimulatedStudy) -> FederationData:
+    size, channels = settings.image.size, settings.image.channels
+    sites = {}
+    for name, site in settings.simulation.sites.items():
+        data = folder.read(Path(site.folder), size, channels)
+        sites[name] = _split(data, settings, name)
+    return FederationData(sites, _transferal_folder(settings))
+
+
+def _busi(settings: SimulatedStudy) -> FederationData:
+    simulation = settings.simulation
+    table = Path(simulation.groups) if simulation.groups else None
+    data = busi.read(Path(simulation.data), settings.image.size, settings.image.channels, table)
+    rest, unlabelled = labelled.split(data.groups, simulation.transferal_share, settings.seed)
+    parts = _deal(data.take(rest), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
+
+    def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        yield from ((data.sources[i], data.images[i]) for i in unlabelled)
+        if simulation.transferal:
+            yield from _transferal_folder(settings)
+
+    return FederationData({name: _split(part, settings, name) for name, part in parts.items()}, transferal())
+
+
+def _transferal_folder(settings: SimulatedStudy) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    files = image_files(Path(settings.simulation.transferal))
+    for path, pixels in iter_images(files, settings.image.size, settings.image.channels):
+        yield str(path), pixels
+
+
+def _split(data: Labelled, settings: SimulatedStudy, name: str) -> SiteData:
+    train, test = labelled.split(data.groups, settings.simulation.test_share, settings.seed)
+    if not len(train) or not len(test):
+        raise DataError(
+            f"site {name} has {len(data)} labelled images, of which {len(train)} to train and {len(test)} to test on; it "
+            "needs at least one of each"
+        )
+    return SiteData(data.take(train), data.take(test))
+
+
+def _deal(data: Labelled, shares: dict[str, float], seed: int) -> dict[str, Labelled]:
+    """Deal whole groups, in random order, each to the site that is furthest below its share."""
+    names = list(shares)
+    wanted = np.array([shares[name] for name in names]) / sum(shares.values())
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(data.groups):
+        members.setdefault(group or f"\0{i}", []).append(i)
+    hands: list[list[int]] = [[] for _ in names]
+    order = list(members.values())
+    for at in np.random.default_rng((seed, 1)).permutation(len(order)):
+        held = np.array([len(hand) for hand in hands])
+        hands[int(np.argmax(wanted * (held.sum() + 1) - held))].extend(order[at])
+    return {name: data.take(np.array(sorted(hand), np.int64)) for name, hand in zip(names, hands, strict=True)}

@@ -1,0 +1,367 @@
+"""A study, stage by stage: describe, collect, select, distill, evaluate, fine-tune, report.
+
+Each stage leaves facts on disk and in the ledger; a stage that is finished is not done again. Stages know the post that
+carries messages, not what it is made of.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium.common import soft_mask, wire
+from consilium.common.catalogue import Catalogue
+from consilium.common.datasets import labelled
+from consilium.common.errors import ErrorCode, StudyError, WireError
+from consilium.common.metrics import dice, score
+from consilium.common.networks import student_files
+from consilium.common.settings import to_toml
+from consilium.common.soft_mask import SoftMasks
+from consilium.common.study import Study
+from consilium.common.training.loop import Progress
+from consilium.common.training.predict import predict
+from consilium.common.wire import Score
+from consilium.server import exclusion
+from consilium.server.collect import Collector, Watched
+from consilium.server.distill import card_of, distill
+from consilium.server.inquiry import Inquiry, Outcome, Post
+from consilium.server.ledger import Ledger
+from consilium.server.run_folder import MaskFile, RunFolder
+
+EXAMPLES: Final = 12
+"""Transferal images whose masks are kept site by site, for the report's gallery."""
+
+TELL_EVERY_S: Final = 0.5
+
+
+@dataclass
+class StudyRun:
+    """A study in its run folder.
+
+    Parameters
+    ----------
+    folder, study, catalogue, ledger
+        Where, what, on which images, and what is done already.
+    """
+
+    folder: RunFolder
+    study: Study
+    catalogue: Catalogue
+    ledger: Ledger
+    _told: float = field(default=0.0, init=False)
+    _clock: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger.bind(study=self.study.digest, catalogue=self.catalogue.hash)
+        shape = self.study.mask_shape
+        examples = self.catalogue.indices("transferal")
+        if len(examples) > EXAMPLES:
+            examples = examples[np.linspace(0, len(examples) - 1, EXAMPLES).astype(np.int64)]
+        watched = np.union1d(examples, self.catalogue.indices("test")).astype(np.int64)
+        self.pseudo_masks: Final = MaskFile(self.folder.pseudo_masks, len(self.catalogue), shape)
+        site_masks = MaskFile(self.folder.site_masks, len(self.study.sites) * len(watched), shape)
+        self.watched: Final = Watched(watched, self.study.sites, site_masks)
+        self.envelope: Final = {"study": self.study.digest, "catalogue": self.catalogue.hash}
+
+    # --- stages that ask the sites
+
+    def describe(self, post: Post) -> dict[str, list[bool]]:
+        """Show the study to every site; gives, per site that takes part, which images it lacks."""
+        with self._stage("describe"):
+            self._wait_for_sites(post)
+            settings = to_toml(self.study)
+
+            def request() -> wire.DescribeRequest:
+                return wire.DescribeRequest(
+                    **self.envelope,  # type: ignore[arg-type]  # study and catalogue
+                    settings=settings,
+                    manifest=self.catalogue.manifest_bytes,
+                    signature=self.catalogue.signature,
+                    signer=self.catalogue.signer,
+                )
+
+            inquiry = Inquiry(post, wire.DescribeReply, self.study.collect.retries)
+            for site in self.study.sites:
+                inquiry.ask(site, 0, request, self.study.collect.deadline_s)
+            missing: dict[str, list[bool]] = {}
+            for outcome in self._outcomes(inquiry, "describe"):
+                reply = outcome.reply
+                if isinstance(reply, WireError):
+                    continue
+                try:
+                    if tuple(reply.labels) != self.study.labels:
+                        raise WireError(ErrorCode.BAD_MESSAGE, f"labels {reply.labels} in place of {self.study.labels}")
+                    missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
+                except WireError as error:
+                    self.ledger.tell("describe", str(error), outcome.site)
+                    continue
+                self.ledger.site_described(
+                    outcome.site, json.dumps({"output": reply.output, "teacher": json.loads(reply.teacher)})
+                )
+                self.tell("describe", len(missing), len(self.study.sites))
+            if len(missing) < self.study.quorum:
+                faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
+                raise StudyError(
+                    "\n  ".join(
+                        [
+                            f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is "
+                            f"{self.study.quorum}. Mend the sites and start the study again.",
+                            *dict.fromkeys(faults),
+                        ]
+                    )
+                )
+        return missing
+
+    def collect(self, post: Post, missing: Mapping[str, list[bool]]) -> None:
+        """Collect and fuse soft masks of all images."""
+        if self._finished("collect"):
+            return
+        with self._stage("collect"):
+            Collector(
+                study=self.study,
+                catalogue=self.catalogue,
+                ledger=self.ledger,
+                post=post,
+                pseudo_masks=self.pseudo_masks,
+                watched=self.watched,
+                missing=missing,
+                envelope=self.envelope,
+                on_chunk=lambda done, total: self.tell("collect", done, total),
+            ).run()
+
+    def evaluate(self, post: Post) -> None:
+        """Let every site evaluate the student on its own labelled images, beside its teacher."""
+        self._visit(post, "evaluate", wire.EvaluateRequest, wire.EvaluateReply, self.study.sites)
+
+    def fine_tune(self, post: Post) -> None:
+        """Let sites fine-tune the student on their own labelled images; the result stays there."""
+        if self.study.fine_tune.sites:
+            self._visit(post, "fine-tune", wire.FineTuneRequest, wire.FineTuneReply, self.study.fine_tune.sites)
+
+    # --- stages that need no site
+
+    def select(self) -> npt.NDArray[np.int64]:
+        """Decide which transferal images the student trains on; gives their positions.
+
+        Raises
+        ------
+        StudyError
+            If every image is excluded, saying which threshold did it, with the histogram of what was measured.
+        """
+        found, reasons = self.selection()
+        kept = np.array([i for i in self.catalogue.indices("transferal") if not reasons[i]], np.int64)
+        if self._finished("select"):
+            return kept
+        with self._stage("select"):
+            self._write_selection(found, reasons)
+            if not len(kept):
+                raise StudyError(self._nothing_kept(found, reasons))
+        return kept
+
+    def selection(self) -> tuple[exclusion.Statistics, list[exclusion.Reason]]:
+        """Statistics of, and decision about, every image of the catalogue."""
+        masks = self.pseudo_masks.read()
+        step = self.study.collect.chunk
+        found = exclusion.join(exclusion.statistics(masks[at : at + step]) for at in range(0, len(masks), step))
+        soft = any(json.loads(card)["output"] == "soft" for card in self.ledger.sites().values())
+        settings = self.study.exclusion
+        reasons = exclusion.reasons(
+            found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
+        )
+        return found, reasons
+
+    def distill(self, kept: npt.NDArray[np.int64]) -> None:
+        """Train the student, and save it as safetensors, as ONNX and with its card."""
+        if self._finished("distill"):
+            return
+        with self._stage("distill"):
+            student, history = distill(
+                self.catalogue.pixels,
+                self.pseudo_masks.read(),
+                self.study.student,
+                seed=self.study.seed,
+                kept=kept,
+                folder=self.folder.student / "checkpoints",
+                on_step=self._on_step("distill"),
+            )
+            size, channels = self.study.image.size, self.study.image.channels
+            card = card_of(student, self.study.student, size, channels, self.study.labels) | {
+                "study": self.study.digest,
+                "catalogue": self.catalogue.hash,
+                "sites": sorted(self.ledger.answers()),
+                "images": len(kept),
+                "settings": self.study.model_dump(mode="json", by_alias=True),
+                "versions": wire.versions(),
+            }
+            student_files.save_student(self.folder.student, student, card)
+            student_files.export_onnx(student, self.folder.student / "student.onnx", channels, size)
+            self.ledger.keep_result("", "history", json.dumps(history.curve))
+            self.ledger.keep_result("", "parameters", str(card["parameters"]))
+
+    def test(self) -> None:
+        """Score teachers, ensemble and student on the coordinator's own test images, where it has any."""
+        if self._finished("test") or not labelled.is_packed(self.folder.test_set):
+            return
+        with self._stage("test"):
+            indices, truth = self.test_images()
+            place = np.searchsorted(self.watched.indices, indices)
+            for site in self.ledger.answers():
+                self._keep_score(site, "pooled", self.watched.of(site)[place], truth)
+            self._keep_score("", "ensemble", self.pseudo_masks.read()[indices], truth)
+            self._keep_score("", "student", self.student_masks(indices), truth)
+
+    def test_images(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """Positions in the catalogue of the test images, and their ground truth uint8 (n, K, H, W), 0 or 1."""
+        held = labelled.open_packed(self.folder.test_set)
+        truth = dict(zip(held.sources, held.masks, strict=True))  # sources of the test set are image ids
+        indices = np.array(
+            [i for i in self.catalogue.indices("test") if self.catalogue.manifest.images[i].id in truth], np.int64
+        )
+        return indices, np.stack([truth[self.catalogue.manifest.images[i].id] for i in indices])
+
+    def student_masks(self, indices: npt.NDArray[np.int64]) -> SoftMasks:
+        """The student's soft masks of images of the catalogue: uint8 (n, K, H, W)."""
+        student, _ = student_files.load_student(self.folder.student)
+        return soft_mask.quantise(
+            predict(student, self.catalogue.pixels[indices], device=self.study.student.training.device)
+        )
+
+    # --- inside
+
+    def _wait_for_sites(self, post: Post) -> None:
+        limit = time.monotonic() + self.study.collect.connect_s
+        while True:
+            absent = set(self.study.sites) - post.connected()
+            self.tell(
+                "describe", 0, len(self.study.sites), f"waiting for {', '.join(sorted(absent))}" if absent else ""
+            )
+            if not absent:
+                return
+            if time.monotonic() > limit:
+                for site in sorted(absent):
+                    self.ledger.tell("describe", f"did not connect within {self.study.collect.connect_s:.0f} s", site)
+                return
+            time.sleep(0.5)
+
+    def _visit(
+        self,
+        post: Post,
+        stage: str,
+        request: type[wire.EvaluateRequest] | type[wire.FineTuneRequest],
+        reply: type[wire.EvaluateReply] | type[wire.FineTuneReply],
+        sites: tuple[str, ...],
+    ) -> None:
+        """Send the student to sites and keep what they measured."""
+        if self._finished(stage):
+            return
+        with self._stage(stage):
+            card = (self.folder.student / "card.json").read_text("utf-8")
+            weights = (self.folder.student / "student.safetensors").read_bytes()
+            have = self.ledger.results(stage)
+            inquiry: Inquiry[Any] = Inquiry(post, reply, self.study.collect.retries)
+            for site in sites:
+                if site in self.ledger.sites() and site not in have:
+                    inquiry.ask(
+                        site,
+                        0,
+                        lambda: request(**self.envelope, card=card, weights=weights),  # type: ignore[arg-type]
+                        self.study.collect.deadline_s,
+                    )
+            done = len(have)
+            self.tell(stage, done, len(sites))
+            for outcome in self._outcomes(inquiry, stage):
+                if not isinstance(outcome.reply, WireError):
+                    done += 1
+                    self.ledger.keep_result(outcome.site, stage, outcome.reply.model_dump_json())
+                    self.tell(stage, done, len(sites))
+
+    def _outcomes(self, inquiry: Inquiry[Any], stage: str) -> Iterator[Outcome[Any]]:
+        for outcome in inquiry.outcomes():
+            self.ledger.moved(outcome.site, stage, outcome.received, outcome.sent)
+            if isinstance(outcome.reply, WireError):
+                self.ledger.tell(stage, str(outcome.reply), outcome.site)
+            yield outcome
+
+    def _keep_score(self, site: str, kind: str, masks: SoftMasks, truth: npt.NDArray[np.uint8]) -> None:
+        values = dice(masks, truth)
+        self.ledger.keep_result(site, f"test.{kind}", score(values).model_dump_json())
+        self.ledger.keep_result(site, f"test.{kind}.values", json.dumps(values.round(6).tolist()))
+
+    def pooled(self, kind: str, site: str = "") -> Score | None:
+        """A score on the pooled test images, if it was measured."""
+        held = self.ledger.results(f"test.{kind}").get(site)
+        return Score.model_validate_json(held) if held else None
+
+    def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:
+        sites = self.ledger.finished_chunks()
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "reason"))
+        for i, entry in enumerate(self.catalogue.manifest.images):
+            answered = sites.get(i // self.study.collect.chunk, 0)
+            pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
+            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, reasons[i].value))
+        self.folder.selection.write_text(table.getvalue(), "utf-8")
+
+    def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
+        chosen = self.catalogue.indices("transferal")
+        counts = {reason: sum(reasons[i] == reason for i in chosen) for reason in exclusion.Reason if reason}
+        settings, size = self.study.exclusion, self.study.image.size
+        least = settings.alpha * size * size / exclusion.PAPER_SIZE**2
+        bits = found.entropy_bits[chosen]
+        bars, edges = np.histogram(bits, bins=np.arange(0.0, max(8.0, bits.max()) + 0.5, 0.5))
+        drawn = [
+            f"{low:4.1f} bits {'#' * round(40 * int(bar) / max(int(bars.max()), 1))} {bar}"
+            for low, bar in zip(edges, bars, strict=False)
+            if bar
+        ]
+        told = ", ".join(f"{reason.value} {count}" for reason, count in counts.items() if count)
+        return "\n  ".join(
+            [
+                f"every one of the {len(chosen)} transferal images was excluded ({told}). Kept are images with at least "
+                f"{least:.1f} target pixels (alpha = {settings.alpha:g} at 384 x 384) and at most {settings.beta:g} bits of "
+                "gray-level entropy (beta). Start a study with other thresholds, or with images the teachers know. "
+                f"Measured: median {np.median(found.target_pixels[chosen]):.0f} target pixels; entropy:",
+                *drawn,
+            ]
+        )
+
+    def _finished(self, stage: str) -> bool:
+        held = self.ledger.stage(stage)
+        return held is not None and held.finished
+
+    def tell(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Record how far a stage is."""
+        self.ledger.advance(stage, done, total, self._seconds(stage), note)
+
+    def _seconds(self, stage: str) -> float:
+        started, before = self._clock.get(stage, (time.monotonic(), 0.0))
+        return before + time.monotonic() - started
+
+    def _on_step(self, stage: str) -> Any:
+        def on_step(progress: Progress) -> None:
+            now = time.monotonic()
+            if now - self._told >= TELL_EVERY_S or progress.step == progress.steps:
+                self._told = now
+                self.tell(
+                    stage, progress.step, progress.steps, "" if progress.loss is None else f"loss {progress.loss:.3f}"
+                )
+
+        return on_step
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage over all its starts, and record its end."""
+        held = self.ledger.stage(name)
+        self._clock[name] = (time.monotonic(), held.seconds if held else 0.0)
+        if held is None:
+            self.tell(name, 0, 1)
+        yield
+        self.ledger.finish(name, self._seconds(name))

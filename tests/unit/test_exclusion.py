@@ -1,0 +1,67 @@
+"""Exclusion: hand-worked statistics, and both thresholds to the pixel and the bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.measure import shannon_entropy
+
+from consilium.server.exclusion import Reason, Statistics, reasons, statistics
+
+
+def planes(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, np.uint8)[None, None]
+
+
+def test_a_constant_mask_has_no_entropy_and_is_all_target_or_none() -> None:
+    found = statistics(np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 77, 128, 255)]))
+    assert found.entropy_bits.tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert found.target_pixels.tolist() == [0, 0, 16, 16]
+
+
+def test_entropy_is_that_of_the_256_bin_histogram() -> None:
+    # half 0, a quarter 10, two eighths 20 and 30: 1/2 + 2/4 + 3/8 + 3/8 bits
+    found = statistics(planes([0, 0, 0, 0], [10, 10, 20, 30]))
+    assert found.entropy_bits[0] == pytest.approx(1.75)
+
+
+def test_a_target_pixel_is_strictly_above_one_half() -> None:
+    assert statistics(planes([127, 128])).target_pixels[0] == 1  # 127 / 255 < 0.5 < 128 / 255
+
+
+def test_several_labels_count_as_their_union() -> None:
+    two = np.array([[[[255, 0], [0, 0]], [[255, 255], [0, 0]]]], np.uint8)
+    assert statistics(two).target_pixels[0] == 2
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 256))
+def test_entropy_agrees_with_scikit_image_and_is_at_most_8_bits(seed: int, levels: int) -> None:
+    mask = np.random.default_rng(seed).integers(0, levels, (1, 1, 16, 16)).astype(np.uint8)
+    entropy = statistics(mask).entropy_bits[0]
+    assert entropy == pytest.approx(shannon_entropy(mask[0, 0]), abs=1e-12)
+    assert 0 <= entropy <= 8
+
+
+def test_both_thresholds_are_strict_and_joined_by_or() -> None:
+    found = Statistics(np.array([255, 256, 256, 255]), np.array([1.0, 2.5, 2.5000001, 3.0]))
+    assert reasons(found, alpha=256, beta=2.5, size=384) == [
+        Reason.FEW_TARGET_PIXELS,
+        Reason.KEPT,
+        Reason.HIGH_ENTROPY,
+        Reason.BOTH,
+    ]
+
+
+def test_alpha_scales_with_the_area() -> None:
+    found = Statistics(np.array([63, 64]), np.zeros(2))  # 256 pixels at 384 x 384 are 64 at 192 x 192
+    assert reasons(found, alpha=256, beta=2.5, size=192) == [Reason.FEW_TARGET_PIXELS, Reason.KEPT]
+
+
+def test_without_beta_no_entropy_is_too_high() -> None:
+    assert reasons(Statistics(np.array([9]), np.array([8.0])), alpha=1, beta=None, size=384) == [Reason.KEPT]
+
+
+def test_the_mean_of_four_binary_teachers_never_reaches_the_papers_beta() -> None:
+    votes = np.random.default_rng(0).integers(0, 2, (4, 64, 64))
+    mean = np.floor(votes.mean(axis=0) * 255 + 0.5).astype(np.uint8)[None, None]
+    assert statistics(mean).entropy_bits[0] <= np.log2(5) < 2.5

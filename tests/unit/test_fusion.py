@@ -1,0 +1,85 @@
+"""The weighted mean: its laws."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consilium.common.errors import DataError
+from consilium.server.fusion import weighted_mean
+from consilium.server.fusion.weighted_mean import WEIGHT_LIMIT
+
+SHAPE = (2, 1, 3, 4)
+
+
+def fuse(masks: list[np.ndarray], weights: list[int]) -> np.ndarray:
+    state = weighted_mean.init(masks[0].shape)
+    for mask, weight in zip(masks, weights, strict=True):
+        weighted_mean.fold(state, mask, weight)
+    return weighted_mean.finish(state)
+
+
+def masks(count: int, seed: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *SHAPE)).astype(np.uint8))
+
+
+def test_the_mean_is_rounded_to_the_nearest_level_halves_up() -> None:
+    pair = [np.full(SHAPE, level, np.uint8) for level in (0, 1)]
+    assert (fuse(pair, [1, 1]) == 1).all()  # 0.5
+    assert (fuse(pair, [2, 1]) == 0).all()  # 1/3
+    assert (fuse([np.full(SHAPE, 255, np.uint8), np.full(SHAPE, 100, np.uint8)], [3, 1]) == 216).all()  # 216.25
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 10_000), min_size=1, max_size=5))
+def test_order_does_not_matter(seed: int, weights: list[int]) -> None:
+    given_masks = masks(len(weights), seed)
+    results = {
+        fuse([given_masks[i] for i in order], [weights[i] for i in order]).tobytes()
+        for order in itertools.islice(itertools.permutations(range(len(weights))), 6)
+    }
+    assert len(results) == 1
+
+
+@given(st.integers(0, 10**6), st.integers(1, WEIGHT_LIMIT))
+def test_one_teacher_gives_that_teacher_whatever_its_weight(seed: int, weight: int) -> None:
+    [mask] = masks(1, seed)
+    assert (fuse([mask], [weight]) == mask).all()
+
+
+@given(st.integers(0, 255), st.lists(st.integers(1, 10_000), min_size=1, max_size=5))
+def test_a_constant_gives_that_constant(level: int, weights: list[int]) -> None:
+    assert (fuse([np.full(SHAPE, level, np.uint8)] * len(weights), weights) == level).all()
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 100), min_size=2, max_size=4), st.integers(2, 100))
+def test_scaling_all_weights_changes_nothing(seed: int, weights: list[int], factor: int) -> None:
+    given_masks = masks(len(weights), seed)
+    assert (fuse(given_masks, weights) == fuse(given_masks, [factor * weight for weight in weights])).all()
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 1000), min_size=2, max_size=4))
+def test_it_is_the_float64_mean_within_rounding(seed: int, weights: list[int]) -> None:
+    given_masks = masks(len(weights), seed)
+    mean = np.average(np.stack(given_masks).astype(np.float64), axis=0, weights=weights)
+    assert np.abs(fuse(given_masks, weights) - mean).max() <= 0.5 + 1e-9
+
+
+def test_the_largest_weights_do_not_overflow() -> None:
+    assert (fuse([np.full(SHAPE, 255, np.uint8)] * 2, [WEIGHT_LIMIT - 1, 1]) == 255).all()
+    state = weighted_mean.init(SHAPE)
+    weighted_mean.fold(state, np.zeros(SHAPE, np.uint8), WEIGHT_LIMIT)
+    with pytest.raises(DataError, match="sum to at most"):
+        weighted_mean.fold(state, np.zeros(SHAPE, np.uint8), 1)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 1, 3, 5), np.uint8), np.zeros(SHAPE, np.float32)])
+def test_masks_of_another_shape_or_kind_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(DataError, match="soft masks here are uint8"):
+        weighted_mean.fold(weighted_mean.init(SHAPE), bad)
+
+
+def test_nothing_folded_is_nothing_to_finish() -> None:
+    with pytest.raises(DataError, match="at least one site"):
+        weighted_mean.finish(weighted_mean.init(SHAPE))

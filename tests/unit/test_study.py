@@ -1,0 +1,81 @@
+"""Settings: every fault at once, unknown keys, the shipped files, and the way through Flower's run-config."""
+
+from pathlib import Path
+
+import pytest
+
+from consilium.common.errors import SettingsError
+from consilium.common.settings import load, parse, read_toml, to_toml
+from consilium.common.study import Study, from_run_config, to_run_config
+from consilium.server.cli import find_settings
+from consilium.server.simulation import SimulatedStudy
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MINIMAL = {"name": "a", "sites": ["north", "east"]}
+
+
+def test_all_faults_are_told_at_once_with_rule_and_value() -> None:
+    values = MINIMAL | {"image": {"size": 8, "depth": 3}, "collect": {"quorum": 9}, "seed": -1}
+    with pytest.raises(SettingsError) as told:
+        parse(Study, values, "study.toml")
+    text = str(told.value)
+    assert text.startswith("study.toml: 3 faults")
+    assert "image.size: Input should be greater than or equal to 32; got 8" in text
+    assert "image.depth: unknown key; known here: size, channels" in text
+    assert "seed: Input should be greater than or equal to 0; got -1" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"name": "a"}, "sites: is required"),
+        (MINIMAL | {"sites": ["north", "north"]}, "every site is named once"),
+        (MINIMAL | {"fine-tune": {"sites": ["south"]}}, "fine-tune.sites names south"),
+        (MINIMAL | {"fusion": {"weights": {"west": 2}}}, "fusion.weights names west"),
+        (MINIMAL | {"collect": {"quorum": 3}}, "at most the number of sites, 2"),
+        (MINIMAL | {"name": "../x"}, "name"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], rule: str) -> None:
+    with pytest.raises(SettingsError, match=rule):
+        parse(Study, values, "x")
+
+
+def test_a_study_survives_toml_and_run_config() -> None:
+    study = parse(Study, MINIMAL | {"fusion": {"weights": {"north": 3}}, "fine-tune": {"sites": ["east"]}}, "x")
+    flat = to_run_config(study)
+    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
+    assert flat["fusion.weights"] == "north=3"
+    assert parse(Study, from_run_config(flat | {"run-folder": "runs/a"}), "run-config") == study
+
+
+def test_a_study_survives_its_file(tmp_path: Path) -> None:
+    study = parse(Study, MINIMAL, "x")
+    (tmp_path / "study.toml").write_text(to_toml(study))
+    held = load(Study, tmp_path / "study.toml")
+    assert held == study
+    assert held.digest == study.digest
+
+
+def test_any_changed_setting_makes_another_study() -> None:
+    study = parse(Study, MINIMAL, "x")
+    assert len({study.digest, *(parse(Study, MINIMAL | change, "x").digest for change in ({"seed": 1}, {"name": "b"}))}) == 3
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
+    assert f"{path.name}" in path.read_text().splitlines()[0]
+    document = read_toml(path)
+    if "simulation" in document:
+        document["simulation"].setdefault("data", "given on the command line")
+        document["simulation"].setdefault("transferal", "given on the command line")
+        study = parse(SimulatedStudy, document, path.name).study
+    else:
+        study = parse(Study, from_run_config(document), path.name)
+    assert study.sites
+
+
+def test_shipped_settings_are_found_by_name_and_others_are_named() -> None:
+    assert find_settings(Path("demo.toml")).samefile(CONFIGS / "demo.toml")
+    with pytest.raises(SettingsError, match=r"none of that name is shipped \(.*demo.toml"):
+        find_settings(Path("nope.toml"))
