@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,10 +58,21 @@ class Audit:
         self._masks = 0
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def record(self, event: Event) -> None:
-        """Append a line; it is on the disk when this returns."""
+    def record(self, event: Event, allow: Callable[[int], None] | None = None) -> None:
+        """Append a line; it is on the disk when this returns.
+
+        Parameters
+        ----------
+        event
+            What happened.
+        allow
+            Told how many masks ever left before; if it raises, nothing is written. No other line, of any thread or
+            process, can come in between.
+        """
         with self._lock, os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as log:
             fcntl.flock(log, fcntl.LOCK_EX)
+            if allow is not None:
+                allow(self._count())
             end = log.seek(0, os.SEEK_END)
             log.seek(max(0, end - _TAIL_BYTES))
             lines = log.read().split(b"\n")
@@ -79,14 +91,18 @@ class Audit:
     def masks_gone(self) -> int:
         """Count the soft masks that ever left, by the log."""
         with self._lock:
-            if self.path.exists():
-                with self.path.open("rb") as log:
-                    log.seek(self._counted_bytes)
-                    for line in log:
-                        if line.endswith(b"\n"):
-                            self._masks += int(_parse(line, self.path)["masks"])
-                            self._counted_bytes += len(line)
-            return self._masks
+            return self._count()
+
+    def _count(self) -> int:
+        """Count the masks of the lines that came since the last count."""
+        if self.path.exists():
+            with self.path.open("rb") as log:
+                log.seek(self._counted_bytes)
+                for line in log:
+                    if line.endswith(b"\n"):
+                        self._masks += int(_parse(line, self.path)["masks"])
+                        self._counted_bytes += len(line)
+        return self._masks
 
 
 def verify(path: Path) -> int:

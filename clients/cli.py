@@ -50,10 +50,14 @@ def train(
     Goes on where an interrupted training stopped; a teacher that is trained already is left alone.
     """
     home = _load(settings)
-    from consilium.clients.train import train_teacher
+    from consilium.clients.settings import trained_result
 
-    with _progress(home.settings.name, as_json=progress_json) as on_step:
-        result = train_teacher(home, on_step)
+    result = trained_result(home)
+    if result is None:
+        from consilium.clients.train import train_teacher
+
+        with _progress(home.settings.name, as_json=progress_json) as on_step:
+            result = train_teacher(home, on_step)
     if progress_json:
         _say(json.dumps({"done": True, **result}))
         return
@@ -83,7 +87,9 @@ def start(
 
     name, mib = home.settings.name, home.settings.policy.max_message_mib
     with ExitStack() as running:
-        gateway = running.enter_context(serve(open_site(home), home.gateway_address, max_message_mib=mib))
+        site = open_site(home)
+        gateway = running.enter_context(serve(site, home.gateway_address, max_message_mib=mib))
+        running.callback(site.close)
         ready = f"{name} is ready: gateway at {gateway.address}"
         node = (
             running.enter_context(_supernode(home, gateway.address)) if supernode and home.settings.connection else None
@@ -214,6 +220,7 @@ def _progress(name: str, *, as_json: bool) -> Iterator[OnStep | None]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:

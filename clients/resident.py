@@ -45,7 +45,8 @@ from consilium.common.errors import ErrorCode as PublicCode
 
 LOG: Final = logging.getLogger(__name__)
 
-_POLL_S: Final = 0.05
+_SHORTEST_POLL_S: Final = 0.02
+_LONGEST_POLL_S: Final = 0.5  # an idle SuperNode asks the SuperLink every 3 s only
 _OBJECT_POLL_S: Final = 0.05  # the SuperNode hands a message out a moment before its parts have arrived
 _ACQUIRE_TASK: Final = "/flwr.proto.Runtime/AcquireTask"
 
@@ -83,12 +84,15 @@ def answer_for_ever(address: str, secret: bytes, app: ClientApp) -> None:
         RuntimeVersionHttpInterceptor(component_name="SuperExec"),
         SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE_TASK})),
     )
+    pause_s = _SHORTEST_POLL_S
     while True:
         acquired = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if acquired.token:
             _answer(address, acquired.token, app)
+            pause_s = _SHORTEST_POLL_S
         else:
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.2 * pause_s, _LONGEST_POLL_S)
 
 
 def _connect(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:

@@ -1,18 +1,23 @@
 """The settings of a site: one ``site.toml`` a site, and the folder it lies in. Imports no torch."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
-from consilium.common.errors import SettingsError
+from consilium.common.errors import SettingsError, StateError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, load
 from consilium.common.training.settings import TrainingSettings
 
+TRAINED: Final = "trained.json"
+_NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 
 
@@ -143,6 +148,36 @@ class SiteHome:
                 'shorter absolute path ("unix:/run/NAME.sock") or a loopback port ("127.0.0.1:9400")'
             )
         return f"unix:{socket}"
+
+
+def teacher_digest(settings: SiteSettings) -> str:
+    """SHA-256, in hex, of the settings that decide what the trained teacher is; where and how fast do not count."""
+    facts = settings.model_dump(
+        mode="json",
+        include={"labels": True, "teacher": {"network", "size", "channels"}, "training": True, "data": True},
+    )
+    facts["training"] = {key: value for key, value in facts["training"].items() if key not in _NOT_DECISIVE}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def trained_result(home: SiteHome) -> Mapping[str, Any] | None:
+    """What `train_teacher` found on the site's test images, or None if it has not finished.
+
+    Raises
+    ------
+    StateError
+        If the teacher was trained with other settings.
+    """
+    try:
+        kept = json.loads((home.teacher / TRAINED).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    if kept.pop("settings") != teacher_digest(home.settings):
+        raise StateError(
+            f"{home.teacher} holds a teacher trained with other settings ([teacher], [training], [data] or labels); move "
+            "the folder away to train again, or set the settings back"
+        )
+    return dict(kept)
 
 
 def load_site(path: Path) -> SiteHome:

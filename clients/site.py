@@ -6,6 +6,7 @@ Whatever goes wrong inside, what comes out is a code of the closed list; the rea
 import hashlib
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class Site:
         self._audit: Final = Audit(home.audit_log)
         self._asking = threading.Lock()
         self._training = threading.Lock()
+        self._closing = threading.Event()
         if self._settings.training.threads:
             torch.set_num_threads(self._settings.training.threads)
         if self._settings.policy.auto_approve:
@@ -79,6 +81,10 @@ class Site:
     def name(self) -> str:
         """The site's name."""
         return self._settings.name
+
+    def close(self) -> None:
+        """Have work that takes long end soon; a fine-tuning goes on from its checkpoint when it is asked for again."""
+        self._closing.set()
 
     def describe(self, request: DescribeRequest, /) -> DescribeReply:
         """Be shown a study; see `SitePort`."""
@@ -107,7 +113,8 @@ class Site:
             reply = work(request)
             masks = len(reply.masks) if isinstance(reply, PredictReply) else 0
             size, digest = wire.size_of(reply), wire.digest_of(reply)
-            self._audit.record(Event(request.study, request.catalogue, action, "answered", masks, size, digest))
+            event = Event(request.study, request.catalogue, action, "answered", masks, size, digest)
+            self._audit.record(event, lambda gone: policy.require_budget(self._settings.policy, gone, masks))
         except WireError as error:
             LOG.warning("%s refused %s: %s", self.name, action, error)
             code = error.code
@@ -165,6 +172,7 @@ class Site:
 
     def _masks(self, shown: Shown, ids: list[str]) -> list[bytes]:
         """The coded masks of a few images, limited to what may leave."""
+        self._go_on()
         soft = self._ask_teacher(shown.images.take(ids), shown.study)
         limited = policy.limit_output(self._settings.policy, self._settings.teacher.output, soft)
         return [soft_mask.encode(mask) for mask in limited]
@@ -180,6 +188,10 @@ class Site:
                 f"the teacher gives masks of shape {expected}, one channel a label; got {probabilities.shape}"
             )
         return soft_mask.quantise(probabilities[:, rows] if rows != list(range(expected[1])) else probabilities)
+
+    def _go_on(self) -> None:
+        if self._closing.is_set():
+            raise WireError(ErrorCode.SITE_FAILED, "the site is being stopped")
 
     def _rows(self, study: Study) -> list[int]:
         """Which of the site's labels are the study's, in its order."""
@@ -239,13 +251,22 @@ class Site:
         training = study.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
         form = visiting_student.in_study_form(train, study, rows)
         seed = int.from_bytes(hashlib.sha256(f"{study.seed}:{self.name}".encode()).digest()[:4], "big") % 2**31
-        fit(student, form.images, form.masks * np.uint8(255), training, seed=seed, folder=folder / "training")
+        fit(
+            student,
+            form.images,
+            form.masks * np.uint8(255),
+            training,
+            seed=seed,
+            folder=folder / "training",
+            on_step=lambda _progress: self._go_on(),
+        )
         score = metrics.score(visiting_student.student_dice(student, test, study, rows, own.device))
         save_student(folder, student, card)
         result = {"mean": score.mean, "std": score.std, "test_images": len(test), "train_images": len(train)}
         partial = folder / f"{_RESULT}.partial"
         partial.write_text(json.dumps(result), "utf-8")
         partial.replace(folder / _RESULT)
+        shutil.rmtree(folder / "training", ignore_errors=True)
 
 
 _RESULT: Final = "result.json"

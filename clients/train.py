@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from consilium.clients.settings import SiteHome
+from consilium.clients.settings import TRAINED, SiteHome, teacher_digest, trained_result
 from consilium.clients.teachers import geometry
 from consilium.common import metrics
 from consilium.common.datasets import folder as image_folder
@@ -22,8 +22,8 @@ from consilium.common.training.predict import predict
 from consilium.common.wire import Score
 
 LOG: Final = logging.getLogger(__name__)
-DONE: Final = "trained.json"
 _BATCH: Final = 16
+_UNTESTED: Final = Score(mean=0.0, std=0.0, n=0)
 
 
 def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = None) -> Mapping[str, Any]:
@@ -47,9 +47,9 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     DataError, StateError, SettingsError
         If the data cannot be used, or what is in the folder belongs to other settings.
     """
-    done = home.teacher / DONE
-    if done.exists():
-        return dict(json.loads(done.read_text("utf-8")))
+    found = trained_result(home)
+    if found is not None:
+        return found
     pack_data(home)
     teacher = home.settings.teacher
     train = labelled.open_packed(home.train_set)
@@ -68,15 +68,14 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
         folder=home.teacher / "training",
         on_step=on_step,
     )
-    test = labelled.open_packed(home.test_set) if labelled.is_packed(home.test_set) else None
-    score = _test(home, module, test)
+    score = _test(home, module, labelled.open_packed(home.test_set)) if labelled.is_packed(home.test_set) else _UNTESTED
     result = {"train-images": len(train), "test-images": score.n, "dice-mean": score.mean, "dice-std": score.std}
     network = teacher.network.model_copy(update={"encoder_weights": "none"})  # they are part of the weights now
     card = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(home.teacher, module, card | result)
-    partial = done.with_name(f"{DONE}.partial")
-    partial.write_text(json.dumps(result), "utf-8")
-    partial.replace(done)
+    partial = home.teacher / f"{TRAINED}.partial"
+    partial.write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
+    partial.replace(home.teacher / TRAINED)
     shutil.rmtree(home.teacher / "training", ignore_errors=True)
     return result
 
@@ -96,13 +95,13 @@ def pack_data(home: SiteHome) -> None:
     labelled.pack(home.train_set, whole.take(train))  # last: its presence says that packing is done
 
 
-def _test(home: SiteHome, module: Any, test: labelled.Labelled | None) -> Score:
+def _test(home: SiteHome, module: Any, test: labelled.Labelled) -> Score:
     """Dice on the test images in the teacher's own geometry."""
     size, channels = home.settings.teacher.size, home.settings.teacher.channels
     values = []
-    for at in range(0, len(test) if test else 0, _BATCH):
-        images, masks = test.images[at : at + _BATCH], test.masks[at : at + _BATCH]  # type: ignore[union-attr]
-        fitted = geometry.to_size(geometry.to_channels(images, channels), size)
+    for at in range(0, len(test), _BATCH):
+        part = test.take(np.arange(at, min(at + _BATCH, len(test))))
+        fitted = geometry.to_size(geometry.to_channels(part.images, channels), size)
         soft = quantise(predict(module, fitted, _BATCH, home.settings.training.device))
-        values.append(metrics.dice(soft, geometry.to_masks(masks, size)))
+        values.append(metrics.dice(soft, geometry.to_masks(part.masks, size)))
     return metrics.score(np.concatenate(values) if values else np.empty(0))

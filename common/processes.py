@@ -53,7 +53,7 @@ def flower_environment(home: Path) -> dict[str, str]:
     -------
     dict
         This process's environment with telemetry, update checks and Ray's usage report off, Flower's poll for new
-        tasks at 0.1 s instead of 1 s, and this interpreter's folder first on ``PATH`` (Flower starts its own commands
+        tasks at 0.3 s instead of 1 s, and this interpreter's folder first on ``PATH`` (Flower starts its own commands
         by name).
     """
     scripts = str(Path(sys.executable).parent)
@@ -63,7 +63,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": loopback_no_proxy(os.environ),

@@ -4,12 +4,16 @@ Equal geometries are left alone, bit for bit. Others are stretched bilinearly wi
 half integers, as `images.canonical` does to files.
 """
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
 from consilium.common.errors import DataError
+
+_BATCH: Final = 64  # a whole data set in float32 would not fit
 
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
@@ -37,15 +41,21 @@ def to_size(images: Pixels, size: int) -> Pixels:
     """Stretch images, uint8 (n, C, H, W), to (n, C, size, size)."""
     if images.shape[2:] == (size, size):
         return images
-    stretched = _stretch(images.astype(np.float32), size)
-    return np.asarray(np.floor(stretched + np.float32(0.5)).clip(0, 255), np.uint8)
+    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    for at in range(0, len(images), _BATCH):
+        stretched = _stretch(images[at : at + _BATCH].astype(np.float32), size)
+        result[at : at + _BATCH] = np.floor(stretched + np.float32(0.5)).clip(0, 255)
+    return result
 
 
 def to_masks(masks: Pixels, size: int) -> Pixels:
     """Stretch masks, uint8 (n, K, H, W) of 0 and 1, to (n, K, size, size), 1 where more than half of a pixel was 1."""
     if masks.shape[2:] == (size, size):
         return masks
-    return (_stretch(masks.astype(np.float32), size) > 0.5).astype(np.uint8)
+    result = np.empty((*masks.shape[:2], size, size), np.uint8)
+    for at in range(0, len(masks), _BATCH):
+        result[at : at + _BATCH] = _stretch(masks[at : at + _BATCH].astype(np.float32), size) > 0.5
+    return result
 
 
 def to_grid(probabilities: Probabilities, size: int) -> Probabilities:

@@ -29,7 +29,9 @@ def to_unit(planes: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     This is the one normalisation of the student's images, in training, prediction and the exported files alike, and the
     inverse of a soft mask's ``round(255 * p)``.
     """
-    whole = torch.from_numpy(np.array(planes))  # a copy: memory-mapped arrays are read-only, which torch has no notion of
+    whole = torch.from_numpy(
+        np.array(planes)
+    )  # a copy: memory-mapped arrays are read-only, which torch has no notion of
     if device.type == "cuda":  # uint8 crosses the bus, from pinned memory so that the copy overlaps with computing
         whole = whole.pin_memory().to(device, non_blocking=True)
     return whole.to(torch.float32).div_(255.0)

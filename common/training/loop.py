@@ -106,7 +106,7 @@ def fit(
     settings
         How to train.
     seed
-        Decides the order of the images, the augmentation and dropout.
+        At least 0; decides the order of the images, the augmentation and dropout.
     indices
         The images to train on, by position; all of them if not given.
     image_weights

@@ -217,20 +217,27 @@ def test_an_unknown_run_is_named(federation: Federation) -> None:
         federation.link.status(7)
 
 
-def test_nothing_outlives_a_coordinator_that_is_killed(tmp_path: Path) -> None:
+def test_nothing_outlives_a_killed_coordinator_and_its_home_takes_up_where_it_was(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
+    key = make_node_key(tmp_path / "node_key")
     script = (
-        "import sys, time; from pathlib import Path; from consilium.server.superlink import SuperLink\n"
-        f"link = SuperLink.start(Path({str(tmp_path)!r})); print(link.port, flush=True); time.sleep(600)"
+        "import time; from pathlib import Path; from consilium.server.superlink import SuperLink\n"
+        f"link = SuperLink.start(Path({str(tmp_path / 'link')!r})); link.register(Path({str(key)!r}), 'north')\n"
+        "print(link.port, flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, MARK: mark}
     ) as coordinator:
         assert coordinator.stdout is not None
-        assert coordinator.stdout.readline()
+        port = int(coordinator.stdout.readline())
         assert len(marked_processes(mark)) >= 5
         coordinator.kill()
     assert wait_until_gone(mark, 15) == []
+    with SuperLink.start(tmp_path / "link") as link:
+        assert link.port == port
+        assert [(node.name, node.public_key, node.online) for node in link.nodes()] == [
+            ("north", read_node_public_key(key), False)
+        ]
 
 
 def test_a_superlink_that_can_not_start_says_why(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_core_knows_no_flower_no_sockets_and_no_paths(module: str) -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     wanted = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
     names = {text.split(">")[0].split("=")[0].split("[")[0].strip().lower() for text in wanted}
     assert names <= pinned

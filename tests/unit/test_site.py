@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -432,6 +433,44 @@ def test_a_fine_tuned_student_stays_and_is_not_trained_again(
     assert hashlib.sha256(fine_tuned).digest() != hashlib.sha256(coordinator.student()[1]).digest()
     (kept / "result.json").write_text(json.dumps({"mean": 12.5, "std": 0.0, "test_images": 3, "train_images": 4}))
     assert reach(make_site(tmp_path)).fine_tune(coordinator.fine_tune()).mean == 12.5
+
+
+def test_a_site_that_is_being_stopped_does_not_keep_its_process(tmp_path: Path, coordinator: Coordinator) -> None:
+    """A fine-tuning ends after the step it is in, and goes on from there at the next start."""
+    label_data(make_home(tmp_path))
+    site = make_site(tmp_path)
+    site.describe(coordinator.describe())
+    site.close()
+    for request in (coordinator.predict(0), coordinator.fine_tune()):
+        with pytest.raises(WireError) as failure:
+            send(site, request)
+        assert failure.value.code == ErrorCode.SITE_FAILED
+    assert make_site(tmp_path).fine_tune(coordinator.fine_tune()).train_images == 4
+
+
+def test_the_budget_holds_when_requests_come_at_the_same_time(tmp_path: Path, coordinator: Coordinator) -> None:
+    """Ten requests of one mask each at once, where three more may leave."""
+    together = threading.Barrier(10, timeout=30)
+    site = make_site(tmp_path, **{"mask-budget": 4})
+    site.describe(coordinator.describe())
+    site.predict(coordinator.predict(0))
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        together.wait()
+        try:
+            site.predict(coordinator.predict(0))
+            outcomes.append("answered")
+        except WireError as refusal:
+            outcomes.append(refusal.code)
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["answered"] * 3 + ["refused-by-policy"] * 7
+    assert audit.verify(tmp_path / "audit.jsonl") == 12
 
 
 def test_a_site_that_is_not_asked_to_fine_tune_does_not(tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Collecting from a federation that lies, stalls, replays and goes offline."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consilium.common import catalogue, planes, wire
+from consilium.common.errors import ErrorCode, MachineError, StudyError
+from consilium.common.identity import make_signing_key
+from consilium.common.settings import parse
+from consilium.common.study import Study
+from consilium.server.collect import Collector, Watched
+from consilium.server.inquiry import Inquiry, Letter
+from consilium.server.ledger import Ledger
+from consilium.server.run_folder import MaskFile
+from tests.federation_in_memory import HOSTILE, FederationInMemory, honest, mask_of
+
+SIZE, COUNT, CHUNK = 32, 10, 4
+SITES = ("east", "north", "west")
+SHAPE = (1, SIZE, SIZE)
+
+
+class Case:
+    """A study of ten images and three sites in a folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, quorum: int = 0) -> None:
+        self.folder = folder
+        pixels = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
+        images = (catalogue.CatalogueImage(image, str(i)) for i, image in enumerate(pixels))
+        self.catalogue = catalogue.build(folder / "catalogue", "c", images, make_signing_key(folder / "key"))
+        collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0}
+        self.study = parse(Study, {"name": "s", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect}, "x")
+        self.ledger = Ledger.open(folder / "ledger.sqlite")
+        self.masks = MaskFile(folder / "pseudo_masks.u8", COUNT, SHAPE)
+        self.watched = Watched(np.array([1, 5]), SITES, MaskFile(folder / "site_masks.u8", 2 * len(SITES), SHAPE))
+        self.federation = FederationInMemory(SHAPE, dict.fromkeys(SITES, honest))
+        monkeypatch.setattr(
+            "consilium.server.collect.Inquiry",
+            lambda *arguments: Inquiry(*arguments, clock=lambda: self.federation.now, sleep=self._sleep),
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        self.federation.now += seconds
+
+    def collect(self, missing: list[bool] | None = None, on_chunk: Callable[[int, int], None] = lambda *_: None) -> None:
+        Collector(
+            study=self.study,
+            catalogue=self.catalogue,
+            ledger=self.ledger,
+            post=self.federation,
+            pseudo_masks=self.masks,
+            watched=self.watched,
+            missing=dict.fromkeys(SITES, missing or [False] * COUNT),
+            envelope={"study": self.study.digest, "catalogue": self.catalogue.hash},
+            on_chunk=on_chunk,
+        ).run()
+
+    def expected(self, *sites: str) -> np.ndarray:
+        ids = [entry.id for entry in self.catalogue.manifest.images]
+        total = sum(np.stack([mask_of(site, name, SHAPE) for name in ids]).astype(np.int64) for site in sites)
+        return np.asarray((2 * total + len(sites)) // (2 * len(sites)), np.uint8)
+
+    def events(self) -> dict[str, str]:
+        return {event.site: event.text for event in self.ledger.events()}
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    return Case(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def tolerant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    return Case(tmp_path, monkeypatch, quorum=2)
+
+
+def test_honest_sites_give_the_mean_of_all(case: Case) -> None:
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()
+    assert case.ledger.finished_chunks() == {0: 3, 1: 3, 2: 3}
+    assert {site: held[0] for site, held in case.ledger.answers().items()} == dict.fromkeys(SITES, COUNT)
+
+
+def test_watched_images_are_kept_site_by_site(case: Case) -> None:
+    case.collect()
+    for site in SITES:
+        ids = [case.catalogue.manifest.images[i].id for i in (1, 5)]
+        assert (case.watched.of(site) == np.stack([mask_of(site, name, SHAPE) for name in ids])).all()
+
+
+@pytest.mark.parametrize("lie", HOSTILE)
+def test_a_site_that_lies_is_left_out_and_named_and_the_others_count(tolerant: Case, lie: str) -> None:
+    tolerant.federation.behaviours["west"] = HOSTILE[lie]
+    tolerant.collect()
+    assert (tolerant.masks.read() == tolerant.expected("east", "north")).all()
+    assert set(tolerant.events()) == {"west"}
+    assert "jane" not in tolerant.events()["west"]
+
+
+def test_without_a_quorum_the_study_stops_names_the_site_and_goes_on_later(case: Case) -> None:
+    case.federation.behaviours["west"] = HOSTILE["bytes that are no mask"]
+    with pytest.raises(StudyError, match=r"quorum is 3 of 3 sites(.|\n)*west: left out from here on: bad-mask"):
+        case.collect()
+    case.federation.behaviours["west"] = honest
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()
+
+
+def test_what_was_answered_is_not_asked_again_after_a_restart(case: Case) -> None:
+    def stop(done: int, _total: int) -> None:
+        if done == 2 * CHUNK:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        case.collect(on_chunk=stop)
+    finished = case.ledger.finished_chunks()
+    case.federation.asked.clear()
+    case.collect()
+    again = {name for _, name in case.federation.asked}
+    kept = {entry.id for n in finished for entry in case.catalogue.manifest.images[n * CHUNK : (n + 1) * CHUNK]}
+    assert len(finished) == 2
+    assert not again & kept
+    assert (case.masks.read() == case.expected(*SITES)).all()
+
+
+def test_a_fault_that_passes_costs_nothing(case: Case) -> None:
+    faults = [ErrorCode.SITE_UNREACHABLE, wire.error_record(ErrorCode.SITE_FAILED)]
+    case.federation.behaviours["west"] = lambda request, reply: faults.pop() if faults else honest(request, reply)
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()
+    assert not case.events()
+
+
+def test_answers_in_another_order_twice_or_under_invented_tickets_change_nothing(case: Case) -> None:
+    def shuffle(federation: FederationInMemory) -> None:
+        twice = federation.letters[::-1] * 2
+        federation.letters = [Letter("invented", ErrorCode.SITE_FAILED), *twice]
+
+    case.federation.before_receive = shuffle
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()
+
+
+def test_an_answer_after_the_deadline_is_not_used(tolerant: Case) -> None:
+    late: list[Letter] = []
+
+    def hold_back(federation: FederationInMemory) -> None:
+        if federation.now < 100:
+            mine = [letter for letter in federation.letters if _site(letter) == "west"]
+            late.extend(mine)
+            federation.letters = [letter for letter in federation.letters if letter not in mine]
+        else:
+            federation.letters += late
+
+    tolerant.federation.before_receive = hold_back
+    tolerant.collect()
+    assert (tolerant.masks.read() == tolerant.expected("east", "north")).all()
+    assert "too-late" in tolerant.events()["west"]
+
+
+def _site(letter: Letter) -> str:
+    return "" if isinstance(letter.content, ErrorCode) else str(letter.content.config_records[wire.RECORD]["site"])
+
+
+def test_a_site_gets_the_pixels_it_lacks_and_no_others(case: Case) -> None:
+    lacking = [i in (0, 5, 9) for i in range(COUNT)]
+    sent: dict[str, np.ndarray] = {}
+
+    def look(request: wire.PredictRequest, reply: wire.PredictReply) -> object:
+        for name, pixels in zip(request.ids, request.pixels, strict=False):
+            sent[name] = planes.decode(pixels, SHAPE)
+        return honest(request, reply)
+
+    case.federation.behaviours["west"] = look
+    case.collect(lacking)
+    expected = {case.catalogue.manifest.images[i].id: case.catalogue.pixels[i] for i in (0, 5, 9)}
+    assert sent.keys() == expected.keys()
+    assert all((sent[name] == expected[name]).all() for name in sent)
+    assert (case.masks.read() == case.expected(*SITES)).all()  # whatever order the ids travelled in
+
+
+def test_a_full_disk_is_told_and_what_was_finished_stays(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(MachineError, match="No space left on device"):
+            case.collect()
+    assert not case.ledger.finished_chunks()
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()
