@@ -144,7 +144,7 @@ def serve(site: SitePort, address: str, *, max_message_mib: int = 512, workers: 
     SettingsError
         If other machines could reach the address.
     MachineError
-        If the address is taken.
+        If the address is taken, or its folder is another user's.
     """
     try:
         check_address(address)
@@ -166,9 +166,7 @@ def serve(site: SitePort, address: str, *, max_message_mib: int = 512, workers: 
             port = server.add_insecure_port(address)
     except RuntimeError:
         held.close()
-        raise MachineError(
-            f"the gateway cannot listen on {address}: is the address taken, or the folder missing?"
-        ) from None
+        raise MachineError(f"the gateway cannot listen on {address}: is the address taken?") from None
     server.start()
     found = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
     return Gateway(server, found, held)
@@ -181,6 +179,7 @@ def _bind_rights(address: str, held: contextlib.ExitStack) -> Iterator[None]:
         yield
         return
     path = Path(address.removeprefix("unix:"))
+    _own_folder(path.parent)
     lock = path.with_name(path.name + ".lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -195,6 +194,15 @@ def _bind_rights(address: str, held: contextlib.ExitStack) -> Iterator[None]:
     finally:
         os.umask(before)
     path.chmod(0o600)
+
+
+def _own_folder(folder: Path) -> None:
+    """Make the socket's folder if need be; refuse one that another user could have laid out for us."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    owner = folder.stat().st_uid
+    if owner not in (os.getuid(), 0):
+        raise MachineError(f"the gateway's socket lies in a folder of this user; {folder} belongs to user {owner}")
 
 
 class GatewayClient:
@@ -216,6 +224,7 @@ class GatewayClient:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.enable_http_proxy", 0),
+                ("grpc.max_reconnect_backoff_ms", 1000),  # a gateway that was restarted is found again at once
             ],
         )
         self._stub = rpc.GatewayStub(self._channel)  # type: ignore[no-untyped-call]  # generated

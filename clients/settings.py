@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 
 from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
-from consilium.common.errors import SettingsError, StateError
+from consilium.common.errors import StateError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, load
 from consilium.common.training.settings import TrainingSettings
@@ -137,16 +139,18 @@ class SiteHome:
 
     @property
     def gateway_address(self) -> str:
-        """Address of the gateway, ``unix:`` and an absolute path, or ``host:port``."""
+        """Address of the gateway, ``unix:`` and an absolute path, or ``host:port``.
+
+        Where the site's folder is too deep for a socket, the socket lies in this user's own folder among the temporary
+        files, under a name that follows from the site's folder.
+        """
         kind, _, path = self.settings.gateway.address.partition(":")
         if kind != "unix":
             return self.settings.gateway.address
         socket = self.folder / path
         if len(str(socket).encode()) > _UNIX_PATH_BYTES:
-            raise SettingsError(
-                f"a Unix socket's path has at most {_UNIX_PATH_BYTES} bytes; {socket} has more. Set gateway.address to a "
-                'shorter absolute path ("unix:/run/NAME.sock") or a loopback port ("127.0.0.1:9400")'
-            )
+            name = hashlib.sha256(str(socket).encode()).hexdigest()[:16]
+            socket = Path(tempfile.gettempdir()) / f"consilium-{os.getuid()}" / f"{name}.sock"
         return f"unix:{socket}"
 
 
@@ -154,7 +158,12 @@ def teacher_digest(settings: SiteSettings) -> str:
     """SHA-256, in hex, of the settings that decide what the trained teacher is; where and how fast do not count."""
     facts = settings.model_dump(
         mode="json",
-        include={"labels": True, "teacher": {"network", "size", "channels"}, "training": True, "data": True},
+        include={
+            "labels": True,
+            "teacher": {"network", "size", "channels"},
+            "training": True,
+            "data": {"size", "channels", "seed", "test_share"},
+        },
     )
     facts["training"] = {key: value for key, value in facts["training"].items() if key not in _NOT_DECISIVE}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,7 @@ from consilium.clients.teachers import Teacher
 from consilium.common import metrics, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
+from consilium.common.identity import private_folder
 from consilium.common.networks.student_files import save_student
 from consilium.common.study import Study
 from consilium.common.training.loop import fit
@@ -244,6 +245,7 @@ class Site:
     def _train_student(self, request: FineTuneRequest, study: Study, folder: Path) -> None:
         """Train, keep the student and its Dice; the Dice last: a folder with one is whole."""
         rows = self._rows(study)
+        private_folder(self._home.students)
         train, test = _open_set(self._home.train_set), _open_set(self._home.test_set)
         card = visiting_student.read_card(request.card, study)
         student = visiting_student.open_student(card, request.weights)

@@ -68,6 +68,8 @@ class StudyBook:
 
     def __init__(self, home: SiteHome) -> None:
         self._home: Final = home
+        identity.private_folder(home.studies)
+        identity.private_folder(home.catalogues)
         self._lock = threading.Lock()
         self._shown: dict[tuple[str, str], Shown] = {}
 

@@ -14,6 +14,7 @@ from consilium.common import metrics
 from consilium.common.datasets import folder as image_folder
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError
+from consilium.common.identity import private_folder
 from consilium.common.networks.build import build
 from consilium.common.networks.student_files import save_student, student_card
 from consilium.common.soft_mask import quantise
@@ -58,6 +59,7 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
             f"{home.train_set} has masks of {train.masks.shape[1]} labels, the settings name {len(home.settings.labels)}: "
             f"{', '.join(home.settings.labels)}"
         )
+    private_folder(home.teacher)
     module = build(teacher.network, teacher.channels, len(home.settings.labels), home.settings.training.seed)
     fit(
         module,
@@ -91,6 +93,7 @@ def pack_data(home: SiteHome) -> None:
         raise DataError(
             f"{source} holds {len(whole)} images, of which data.test-share {data.test_share} leaves none to train on"
         )
+    private_folder(home.train_set.parent)
     labelled.pack(home.test_set, whole.take(test))
     labelled.pack(home.train_set, whole.take(train))  # last: its presence says that packing is done
 

@@ -168,7 +168,7 @@ def build(folder: Path, name: str, images: Iterable[CatalogueImage], key: Ed2551
                 entries[name_of_image] = entries[name_of_image].model_copy(update={"role": "test"})
     if shape is None:
         raise DataError("a catalogue needs at least one image; none came")
-    manifest = Manifest(name=name, size=shape[1], channels=shape[0], images=tuple(entries.values()))  # type: ignore[arg-type]  # validated by the model
+    manifest = Manifest(name=name, size=shape[1], channels=shape[0], images=tuple(entries.values()))
     data = manifest.to_bytes()
     (folder / "signature.bin").write_bytes(identity.sign(key, SIGNATURE_DOMAIN, data))
     (folder / "signer.pub").write_bytes(identity.public_key_of(key))

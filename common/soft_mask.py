@@ -42,7 +42,7 @@ def quantise(probabilities: npt.NDArray[np.floating]) -> SoftMasks:
             f"a soft mask must be finite and in [0, 1]; the teacher gave values from {low:.4g} to {high:.4g}. "
             "If these are logits, say so in the teacher's settings."
         )
-    return np.floor(probabilities * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return np.asarray(np.floor(probabilities * np.float32(255) + np.float32(0.5)), np.uint8)
 
 
 def reduce_levels(masks: SoftMasks, levels: int) -> SoftMasks:

@@ -139,7 +139,7 @@ class Collector:
             lacks = self.missing[site][chunk.first : chunk.first + len(chunk.ids)]
             order = sorted(range(len(chunk.ids)), key=lambda i: not lacks[i])  # lacking first, else in order
             return wire.PredictRequest(
-                **self.envelope,  # type: ignore[arg-type]  # study and catalogue
+                **self.envelope,
                 ids=[chunk.ids[i] for i in order],
                 pixels=[planes.encode(self.catalogue.pixels[chunk.first + i]) for i in order if lacks[i]],
             )

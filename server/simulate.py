@@ -129,30 +129,41 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
             sites.add(Child(f"site {name}", command, home / "log" / "site.log"))
             board.show(START_LABEL, started, count)
         link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
-        _note_seconds(run, "start", time.monotonic() - began)
-        bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
-        number = link.submit(bundle, {RUN_FOLDER_KEY: str(run.root)})
-        try:
-            status = link.wait(number)
-        except BaseException:
-            link.stop_run(number)
-            raise
+        _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+        _follow(run, link, {RUN_FOLDER_KEY: str(run.root)})
+
+
+def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
+    """Flower's simulation engine: as many virtual sites as the study names, on Ray, in a process for every core."""
+    board.show(START_LABEL, 0, 1)
+    began = time.monotonic()
+    with SuperLink.start(run.root / "superlink-ray", log_folder=run.root / "log", virtual=True) as link:
+        _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+        _follow(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
+
+
+def _follow(run: RunFolder, link: SuperLink, config: RunConfig, *, virtual_sites: int = 0) -> None:
+    """Submit the study and wait for its end; `StudyError` says what stopped it."""
+    bundle = write_bundle(run.root / "bundle", dict.fromkeys(config, ""))
+    number = link.submit(bundle, config, virtual_sites=virtual_sites)
+    try:
+        status = link.wait(number)
+    except BaseException:
+        link.stop_run(number)
+        raise
+    (run.root / "log" / "serverapp.log").write_text(link.run_log(number), "utf-8")
     if not status.completed:
-        raise StudyError(_failure(run) or f"the ServerApp ended with {status}; see {run.root / 'log'}")
+        told = _failure(run)
+        raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {run.root / 'log'}")
 
 
 def _inline(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     """The same apps in this process, over an in-memory grid."""
     del board
-    config: RunConfig = _site_config(run, settings)
+    config = _site_config(run, settings)
     app = importlib.import_module(CLIENT_APP).app  # by name, as Flower loads it: this side never imports the other
     with in_memory_grid(app, config, settings.sites) as grid:
         main(grid, Context(1, 1, {}, RecordDict(), {RUN_FOLDER_KEY: str(run.root)}))
-
-
-def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
-    """Flower's simulation engine on Ray: many virtual sites in few processes."""
-    raise NotImplementedError
 
 
 def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:
@@ -165,10 +176,6 @@ def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:
 
 def _forget_failure(run: RunFolder) -> None:
     _with_ledger(run, lambda ledger: ledger.keep_result("", "failure", ""))
-
-
-def _note_seconds(run: RunFolder, stage: str, seconds: float) -> None:
-    _with_ledger(run, lambda ledger: ledger.finish(stage, seconds))
 
 
 def _failure(run: RunFolder) -> str:

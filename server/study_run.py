@@ -65,10 +65,10 @@ class StudyRun:
         if len(examples) > EXAMPLES:
             examples = examples[np.linspace(0, len(examples) - 1, EXAMPLES).astype(np.int64)]
         watched = np.union1d(examples, self.catalogue.indices("test")).astype(np.int64)
-        self.pseudo_masks: Final = MaskFile(self.folder.pseudo_masks, len(self.catalogue), shape)
+        self.pseudo_masks = MaskFile(self.folder.pseudo_masks, len(self.catalogue), shape)
         site_masks = MaskFile(self.folder.site_masks, len(self.study.sites) * len(watched), shape)
-        self.watched: Final = Watched(watched, self.study.sites, site_masks)
-        self.envelope: Final = {"study": self.study.digest, "catalogue": self.catalogue.hash}
+        self.watched = Watched(watched, self.study.sites, site_masks)
+        self.envelope = {"study": self.study.digest, "catalogue": self.catalogue.hash}
 
     # --- stages that ask the sites
 
@@ -80,7 +80,7 @@ class StudyRun:
 
             def request() -> wire.DescribeRequest:
                 return wire.DescribeRequest(
-                    **self.envelope,  # type: ignore[arg-type]  # study and catalogue
+                    **self.envelope,
                     settings=settings,
                     manifest=self.catalogue.manifest_bytes,
                     signature=self.catalogue.signature,
@@ -271,7 +271,7 @@ class StudyRun:
                     inquiry.ask(
                         site,
                         0,
-                        lambda: request(**self.envelope, card=card, weights=weights),  # type: ignore[arg-type]
+                        lambda: request(**self.envelope, card=card, weights=weights),
                         self.study.collect.deadline_s,
                     )
             done = len(have)

@@ -38,6 +38,7 @@ from flwr.proto.control_pb2 import (
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.federation_config_pb2 import SimulationConfig
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -123,7 +124,10 @@ class SuperLink:
     Made by `SuperLink.start`.
     """
 
-    def __init__(self, home: Path, host: str, port: int, certificates: ServerCertificate, log_folder: Path) -> None:
+    def __init__(
+        self, home: Path, host: str, port: int, certificates: ServerCertificate, log_folder: Path, *, virtual: bool = False
+    ) -> None:
+        self._virtual: Final = virtual
         self.home: Final = home
         self.port: Final = port
         self.certificates: Final = certificates
@@ -145,6 +149,7 @@ class SuperLink:
         port: int = 0,
         certificates: ServerCertificate | None = None,
         log_folder: Path | None = None,
+        virtual: bool = False,
     ) -> Self:
         """Start a SuperLink on ``home``, or start it again: database, secrets and port are kept there.
 
@@ -161,6 +166,8 @@ class SuperLink:
             for this machine alone is made in ``home``.
         log_folder
             Receives ``superlink.log`` and ``superexec.log``; by default ``home / "log"``.
+        virtual
+            Serve Flower's simulation engine, whose sites are virtual, in place of SuperNodes.
 
         Returns
         -------
@@ -182,7 +189,7 @@ class SuperLink:
         wanted = port or _remembered_port(home)
         for attempt in range(_PORT_TRIES):
             chosen = wanted or free_port()
-            link = cls(home, host, chosen, certificates, (log_folder or home / "log").resolve())
+            link = cls(home, host, chosen, certificates, (log_folder or home / "log").resolve(), virtual=virtual)
             try:
                 link._start_processes()
             except BaseException as error:
@@ -266,7 +273,7 @@ class SuperLink:
                 raise StudyError(f"sites not connected within {timeout_s:g} s: {', '.join(sorted(missing))}")
             time.sleep(_POLL_S)
 
-    def submit(self, bundle_folder: Path, run_config: RunConfig) -> int:
+    def submit(self, bundle_folder: Path, run_config: RunConfig, *, virtual_sites: int = 0) -> int:
         """Submit a run.
 
         Parameters
@@ -275,6 +282,8 @@ class SuperLink:
             As `write_bundle` made it.
         run_config
             Overrides; every key must be among the bundle's defaults.
+        virtual_sites
+            How many sites Flower's simulation engine plays, if this SuperLink serves it.
 
         Returns
         -------
@@ -293,7 +302,18 @@ class SuperLink:
         except ValueError as error:
             raise SettingsError(f"{bundle_folder} is no Flower app: {error}") from error
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
+        simulation = SimulationConfig(
+            num_supernodes=virtual_sites,
+            client_resources_num_cpus=1,
+            client_resources_num_gpus=0.0,
+            init_args_num_cpus=os.cpu_count() or 1,
+            backend="ray",
+        )
+        request = StartRunRequest(
+            fab=fab_to_proto(fab),
+            override_config=user_config_to_proto(dict(run_config)),
+            override_federation_config=simulation if virtual_sites else None,
+        )
         with self._asking("submit a run"):
             response = self._control.StartRun(request)
         if not response.HasField("run_id"):
@@ -403,7 +423,7 @@ class SuperLink:
             *("--host", self._host, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(tls.authority), "--ssl-certfile", str(tls.certificate)),
             *("--ssl-keyfile", str(tls.key)),
-            "--enable-supernode-auth",
+            "--simulation" if self._virtual else "--enable-supernode-auth",
             *("--isolation", "process", "--superexec-auth-secret-file", str(self.home / "superexec.secret")),
             *("--database", str(self.home / "superlink.sqlite")),
             "--disable-runtime-dependency-installation",

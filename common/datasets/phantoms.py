@@ -27,8 +27,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import BSpline  # type: ignore[import-untyped]
-from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped]
+from scipy.interpolate import BSpline
+from scipy.ndimage import gaussian_filter1d
 
 from consilium.common.errors import SettingsError
 

@@ -4,13 +4,18 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
+from consilium.clients import gateway as gateway_module
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients import gateway_pb2_grpc as rpc
 from consilium.clients.gateway import CODE_KEY, GatewayClient, from_protobuf, serve, to_protobuf
@@ -68,6 +73,21 @@ def test_protobuf_and_wire_have_the_same_fields_and_carry_the_same_values(messag
     data = to_protobuf(message).SerializeToString()
     again = getattr(pb, type(message).__name__).FromString(data)
     assert from_protobuf(type(message), again) == message
+
+
+def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools")
+    source = Path(gateway_module.__file__).parent
+    (tmp_path / "consilium").mkdir()
+    (tmp_path / "consilium" / "clients").symlink_to(source)
+    options = ["-I.", "--descriptor_set_out=set", "consilium/clients/gateway.proto"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *options], cwd=tmp_path, check=True, timeout=60)
+    (described,) = FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
+    for field in (field for message in described.message_type for field in message.field):
+        field.ClearField("json_name")  # only the compiler writes it
+    generated = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(generated)
+    assert generated == described
 
 
 def test_every_call_reaches_the_site_and_its_answer_comes_back(folder: Path) -> None:
@@ -177,11 +197,41 @@ def test_a_message_beyond_the_bound_is_refused_before_it_is_read(folder: Path) -
     assert (error.value.code, site.asked) == (ErrorCode.TOO_LARGE, [])
 
 
-def test_a_socket_path_that_is_too_long_is_told_with_the_cure() -> None:
-    home = SiteHome(parse(SiteSettings, {"name": "north"}, "test"), Path("/" + "long" * 30))
-    with pytest.raises(SettingsError, match="loopback port"):
-        _ = home.gateway_address
-    assert SiteHome(home.settings, Path("/srv/north")).gateway_address == "unix:/srv/north/gateway.sock"
+def test_a_folder_too_deep_for_a_socket_gets_a_short_one_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    settings = parse(SiteSettings, {"name": "north"}, "test")
+    assert SiteHome(settings, Path("/srv/north")).gateway_address == "unix:/srv/north/gateway.sock"
+    deep = [SiteHome(settings, Path("/" + letter * 120)).gateway_address for letter in "aab"]
+    assert deep[0] == deep[1] != deep[2]
+    with serve(Relay(MESSAGES[1]), deep[0]) as gateway, GatewayClient(gateway.address) as client:
+        assert client.describe(MESSAGES[0]) == MESSAGES[1]
+        assert stat.S_IMODE(Path(deep[0].removeprefix("unix:")).parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(folder: Path) -> None:
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(MachineError, match="12345"):
+        serve(Relay(), f"unix:{folder}/s")
+
+
+def test_a_client_finds_a_gateway_that_was_restarted(folder: Path) -> None:
+    with GatewayClient(f"unix:{folder}/s") as client:
+        for _ in range(2):
+            with serve(Relay(*[MESSAGES[1]] * 9), f"unix:{folder}/s"):
+                deadline = time.monotonic() + 10
+                while time.monotonic() < deadline and not answers(client):
+                    time.sleep(0.1)
+                assert answers(client)
+
+
+def answers(client: GatewayClient) -> bool:
+    try:
+        return client.describe(MESSAGES[0]) == MESSAGES[1]
+    except WireError:
+        return False
 
 
 def test_the_umask_is_left_as_it_was(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -435,6 +436,22 @@ def test_a_fine_tuned_student_stays_and_is_not_trained_again(
     assert reach(make_site(tmp_path)).fine_tune(coordinator.fine_tune()).mean == 12.5
 
 
+def test_a_teacher_answers_the_labels_it_knows_in_the_order_of_the_study(tmp_path: Path) -> None:
+    values = {"name": "north", "labels": ["cyst", "mass"], "policy": {"auto-approve": True}}
+    home = SiteHome(parse(SiteSettings, values, "test"), tmp_path)
+    site = Site(home, ModuleTeacher(lambda images: torch.cat([images, 1 - images], 1)))
+    both = Coordinator(tmp_path / "both", labels=["mass", "cyst"])
+    site.describe(both.describe())
+    mask = soft_mask.decode(site.predict(both.predict(0)).masks[0], (2, SIZE, SIZE))
+    pixels = both.catalogue.pixels[0, 0]
+    np.testing.assert_array_equal(mask, np.stack([255 - pixels, pixels]))
+    other = Coordinator(tmp_path / "other", labels=["mass", "vessel"])
+    site.describe(other.describe())
+    with pytest.raises(WireError) as refusal:
+        site.predict(other.predict(0))
+    assert refusal.value.code == ErrorCode.NO_DATA
+
+
 def test_a_site_that_is_being_stopped_does_not_keep_its_process(tmp_path: Path, coordinator: Coordinator) -> None:
     """A fine-tuning ends after the step it is in, and goes on from there at the next start."""
     label_data(make_home(tmp_path))
@@ -515,6 +532,22 @@ def test_shrinking_by_two_averages_with_antialiasing() -> None:
     row = np.array([0, 0, 255, 255], np.uint8)
     image = np.broadcast_to(row, (1, 1, 4, 4)).copy()
     assert geometry.to_size(image, 2)[0, 0, 0].tolist() == [round(255 / 7), round(255 * 6 / 7)]
+
+
+def test_a_module_is_fed_normalised_pixels_and_its_logits_become_probabilities() -> None:
+    """Gray 51 is 0.2; less the mean 0.1, over the deviation 0.05, it is 2: the logit of 1 / (1 + exp(-2))."""
+    teacher = ModuleTeacher(torch.nn.Identity(), mean=(0.1,), std=(0.05,), logits=True)
+    probabilities = teacher.predict(np.full((1, 1, 4, 4), 51, np.uint8))
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-2.0)), rtol=1e-6)
+
+
+def test_what_a_site_keeps_can_be_read_by_its_own_user_only(tmp_path: Path, coordinator: Coordinator) -> None:
+    label_data(make_home(tmp_path))
+    site = make_site(tmp_path)
+    site.describe(coordinator.describe())
+    site.fine_tune(coordinator.fine_tune())
+    for name, mode in (("studies", 0o700), ("catalogues", 0o700), ("students", 0o700), ("audit.jsonl", 0o600)):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
 
 
 def test_a_teacher_of_another_size_answers_on_the_study_grid(tmp_path: Path, coordinator: Coordinator) -> None:

@@ -21,7 +21,7 @@ from consilium.common import wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StateError, WireError
 
-COMMAND = [sys.executable, "-c", "from consilium.clients.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-m", "consilium.clients.cli"]
 SITE = """
 name = "north"
 [teacher]

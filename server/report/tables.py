@@ -1,0 +1,286 @@
+"""Numbers as rows: the one place that words, rounds and compares what ``metrics.json`` holds.
+
+The terminal and the page show the same `Table`; neither formats a number itself.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rich import box
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from consilium.server.board import STAGE_LABELS
+
+Metrics = Mapping[str, Any]
+
+NONE: Final = "—"
+DICE_NOTE: Final = (
+    "Dice in percent, mean ± standard deviation over images: 100 is a perfect outline. Bold: the best of those compared."
+)
+HOME_NOTE: Final = "At home: on the site's own labelled test images, scored at the site, which returns only the score."
+POOLED_NOTE: Final = (
+    "Pooled: labelled test images the coordinator holds. All are scored on the same ones; no student trains on them."
+)
+REASONS: Final = {
+    "few-target-pixels": "too few target pixels",
+    "high-entropy": "gray-level entropy too high",
+    "few-target-pixels+high-entropy": "both: too few target pixels, entropy too high",
+}
+_STAGES: Final = {"data": "images are read, packed and signed", "teachers": "sites train their teachers", **STAGE_LABELS}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry; ``best`` where it won its comparison."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under plain-word headers. The first ``words`` columns hold words, the others numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    words: int = 1
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One of those scored on the pooled test images: ``kind`` is teacher, ensemble or student."""
+
+    name: str
+    kind: str
+    mean: float
+    std: float
+    n: int
+
+
+def plain(text: object, limit: int = 60) -> str:
+    """Text that came from elsewhere, without control characters and not longer than ``limit``."""
+    clean = "".join(letter if letter.isprintable() else "?" for letter in str(text))
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def dice_text(score: Mapping[str, Any] | None) -> str:
+    """``mean ± std`` in percent, or a dash where nothing was measured."""
+    return f"{score['mean']:.1f} ± {score['std']:.1f}" if score and score["n"] else NONE
+
+
+def bytes_text(count: float | None) -> str:
+    """Bytes for people, in powers of a thousand."""
+    if count is None:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def rivals(metrics: Metrics) -> list[Rival]:
+    """All that were scored on the pooled test images: teachers in the study's order, ensemble, student."""
+    scores = [(site, "teacher", held["teacher"]["pooled_dice"]) for site, held in metrics["sites"].items()]
+    scores += [("ensemble", "ensemble", metrics["ensemble"]["pooled_dice"])]
+    scores += [("student", "student", metrics["student"]["pooled_dice"])]
+    return [
+        Rival(name, kind, score["mean"], score["std"], score["n"])
+        for name, kind, score in scores
+        if score and score["n"]
+    ]
+
+
+def best_teacher(metrics: Metrics) -> Rival | None:
+    """The single teacher with the highest pooled Dice."""
+    return max((one for one in rivals(metrics) if one.kind == "teacher"), key=lambda one: one.mean, default=None)
+
+
+def points(mean: float, reference: Rival) -> str:
+    """How far a mean is above (+) or below a rival's, in points of percent, as the rounded numbers shown differ."""
+    return f"{round(mean, 1) - round(reference.mean, 1):+.1f} points"
+
+
+def dice_table(metrics: Metrics) -> Table:
+    """Who is how good, where."""
+    held = rivals(metrics)
+    top = max((round(one.mean, 1) for one in held), default=None)
+
+    def pooled(score: Mapping[str, Any] | None) -> Cell:
+        return Cell(dice_text(score), bool(score and score["n"] and round(score["mean"], 1) == top))
+
+    rows = [_site_row(site, entry, pooled(entry["teacher"]["pooled_dice"])) for site, entry in metrics["sites"].items()]
+    student, empty = metrics["student"], Cell(NONE)
+    if held:
+        fused = pooled(metrics["ensemble"]["pooled_dice"])
+        rows.append((Cell("ensemble"), Cell("all teachers together"), empty, fused, empty, empty))
+        network = Cell(plain(student["network"], 24))
+        rows.append((Cell("student"), network, empty, pooled(student["pooled_dice"]), empty, empty))
+    columns = (
+        "Site",
+        "Network",
+        "Its teacher, at home",
+        "Pooled test images",
+        "Student, at home",
+        "Student fine-tuned, at home",
+    )
+    pooled_note = f"{POOLED_NOTE} Here {held[0].n}." if held else "No pooled test images were scored in this study."
+    return Table("How good: Dice in percent", columns, tuple(rows), 2, (DICE_NOTE, HOME_NOTE, pooled_note))
+
+
+def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, ...]:
+    home = (
+        entry["teacher"]["local_dice"],
+        entry["student"]["local_dice"],
+        entry["fine_tuned"]["local_dice"] if entry["fine_tuned"] else None,
+    )
+    measured = [round(score["mean"], 1) for score in home if score and score["n"]]
+    top = max(measured) if len(measured) > 1 else None
+    teacher, student, tuned = (
+        Cell(dice_text(score), bool(score and score["n"] and round(score["mean"], 1) == top)) for score in home
+    )
+    network = plain(entry["network"], 24) if entry["network"] else NONE
+    return (Cell(site), Cell(network), teacher, pooled, student, tuned)
+
+
+def traffic_table(metrics: Metrics) -> Table:
+    """What each site did, and what it sent and received."""
+    entries = metrics["sites"]
+
+    def row(name: str, answered: int, images: Mapping[str, Any], moved: tuple[float, float, float | None]) -> tuple[Cell, ...]:
+        own = [NONE if images[key] is None else f"{images[key]:,}" for key in ("train", "test")]
+        return tuple(map(Cell, (name, f"{answered:,}", *own, *(bytes_text(count) for count in moved))))
+
+    rows = [
+        row(
+            site,
+            entry["images"]["answered"],
+            entry["images"],
+            (entry["bytes_sent"], entry["bytes_received"], entry["bytes_per_mask"]),
+        )
+        for site, entry in entries.items()
+    ]
+    masks = sum(entry["images"]["answered"] for entry in entries.values())
+    weight = sum((entry["bytes_per_mask"] or 0) * entry["images"]["answered"] for entry in entries.values())
+    sent, received = (sum(entry[key] for entry in entries.values()) for key in ("bytes_sent", "bytes_received"))
+    total = row("all", masks, {"train": None, "test": None}, (sent, received, weight / masks if masks else None))
+    columns = (
+        "Site",
+        "Shared images answered",
+        "Own images, training",
+        "Own images, test",
+        "Sent by the site",
+        "Received by the site",
+        "Each soft mask",
+    )
+    return Table("What moved: soft masks out, shared images and student in", columns, (*rows, total))
+
+
+def images_table(metrics: Metrics) -> Table:
+    """Which shared images the student learned from."""
+    images = metrics["images"]
+    total = images["transferal"]
+    rows = [("shared, unlabelled images", total)]
+    if images["kept"] is not None:
+        rows.append(("kept for the student's training", images["kept"]))
+        rows += [(f"left out: {REASONS.get(key, key)}", count) for key, count in images["excluded"].items()]
+    cells = tuple(
+        (Cell(label), Cell(f"{count:,}"), Cell(f"{100 * count / total:.0f} %" if total else NONE))
+        for label, count in rows
+    )
+    return Table("Shared images", ("", "Images", "Share"), cells)
+
+
+def seconds_table(metrics: Metrics) -> Table:
+    """Where the time went."""
+    rows = tuple((Cell(_STAGES.get(key, key)), Cell(seconds_text(value))) for key, value in metrics["seconds"].items())
+    total = seconds_text(sum(metrics["seconds"].values()))
+    return Table("Time", ("Stage", "Took"), (*rows, (Cell("all"), Cell(total))))
+
+
+def verdict(metrics: Metrics) -> list[str]:
+    """What it comes to, in sentences."""
+    best, student, ensemble = (
+        best_teacher(metrics),
+        metrics["student"]["pooled_dice"],
+        metrics["ensemble"]["pooled_dice"],
+    )
+    said = []
+    if best:
+        against = f"the best single teacher ({best.name}) has {best.mean:.1f}"
+        if student and student["n"]:
+            said.append(
+                f"On the pooled test images the student has Dice {student['mean']:.1f}; {against}: "
+                f"{points(student['mean'], best)}."
+            )
+        if ensemble and ensemble["n"]:
+            said.append(
+                f"The ensemble, all teachers together, has {ensemble['mean']:.1f}: {points(ensemble['mean'], best)} "
+                "against that teacher."
+            )
+    pairs = [
+        (entry["teacher"]["local_dice"], entry["student"]["local_dice"])
+        for entry in metrics["sites"].values()
+        if entry["student"]["local_dice"] and entry["student"]["local_dice"]["n"]
+    ]
+    if pairs:
+        ahead = sum(round(student["mean"], 1) >= round(teacher["mean"], 1) for teacher, student in pairs)
+        said.append(f"At home, the student equals or beats the site's own teacher at {ahead} of {len(pairs)} sites.")
+    return said
+
+
+def console_table(metrics: Metrics) -> Group:
+    """All tables for a terminal, readable at 100 columns.
+
+    Parameters
+    ----------
+    metrics
+        What ``metrics.json`` holds.
+    """
+    dice = dice_table(metrics)
+    parts: list[RichTable | Text] = [Text(""), _rich(dice), *_notes(dice.notes), Text("")]
+    parts += [Text(sentence) for sentence in verdict(metrics)]
+    parts += [Text(""), _rich(traffic_table(metrics))]
+    images = images_table(metrics)
+    parts += [Text(""), _rich(images), Text(""), _rich(seconds_table(metrics))]
+    if metrics["images"]["kept"] is None:
+        parts.append(Text("This study is not finished: no image was selected yet."))
+    parts += _events(metrics["events"])
+    return Group(*parts)
+
+
+def _events(events: Iterable[Mapping[str, str]]) -> list[RichTable | Text]:
+    told = list(dict.fromkeys(f"{event['site'] or 'server'}, {event['stage']}: {event['text']}" for event in events))
+    if not told:
+        return []
+    more = [Text(f"and {len(told) - 8} more; see the report", style="dim")] if len(told) > 8 else []
+    return [Text(""), Text("Worth knowing", style="bold"), *(Text(plain(line, 400)) for line in told[:8]), *more]
+
+
+def _notes(notes: Iterable[str]) -> list[Text]:
+    return [Text(note, style="dim") for note in notes]
+
+
+def _rich(table: Table) -> RichTable:
+    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if place < table.words else "right", overflow="fold", vertical="top")
+    for row in table.rows:
+        summed = row[0].text in {"all", "ensemble"}
+        if summed and drawn.rows:
+            drawn.rows[-1].end_section = True
+        drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+    return drawn
