@@ -51,7 +51,9 @@ def paired_ratio(upper: Sequence[float], lower: Sequence[float]) -> tuple[float,
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--tiny", action="store_true", help="a few seconds, to see that it works; the numbers mean nothing")
+    made.add_argument(
+        "--tiny", action="store_true", help="a few seconds, to see that it works; the numbers mean nothing"
+    )
     return made
 
 
@@ -73,8 +75,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table: texts to the left, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(_padded(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |"
-             for row in cells]
+    lines = [
+        "| "
+        + " | ".join(_padded(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in cells
+    ]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     print("\n".join([lines[0], rule, *lines[1:]]) + "\n", flush=True)
 

@@ -1,0 +1,38 @@
+"""The report: ``metrics.json`` for machines, ``report.html`` for people, and tables for the terminal."""
+
+import json
+import time
+from pathlib import Path
+from typing import Final
+
+from consilium.server.report.metrics import metrics
+from consilium.server.report.page import render
+from consilium.server.study_run import StudyRun
+
+__all__ = ["write_report"]
+
+STAGE: Final = "report"
+
+
+def write_report(run: StudyRun) -> None:
+    """Write ``metrics.json`` and ``report.html`` into the run folder, whatever state the study is in.
+
+    Both are replaced whole. The stage ``report`` is timed anew each time; the page is drawn before it ends, so its time is
+    in ``metrics.json`` only.
+    """
+    started = time.monotonic()
+    run.ledger.reopen(STAGE)
+    run.tell(STAGE, 0, 1)
+    measured = metrics(run)
+    measured["seconds"].pop(STAGE, None)
+    _replace(run.folder.report, render(run, measured))
+    seconds = time.monotonic() - started
+    run.ledger.finish(STAGE, seconds)
+    measured["seconds"][STAGE] = round(seconds, 3)
+    _replace(run.folder.metrics, json.dumps(measured, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)

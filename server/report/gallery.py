@@ -75,10 +75,11 @@ class ExampleGroup:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows, the names of those labels that are coloured apart, and how many teachers of all are drawn."""
+    """Rows, whether there is ground truth, whether a student is drawn, and how many teachers of all are."""
 
     rows: tuple[Row, ...]
     labelled: bool
+    student: bool
     teachers_shown: int
     teachers: int
 
@@ -97,15 +98,22 @@ def gallery(run: StudyRun, selection: Selection | None) -> Gallery:
     if tests is not None:
         indices, truth = tests
         chosen = _spread(run, shown, indices, truth)
-        rows = _rows(run, shown, [indices[i] for i, _ in chosen], [why for _, why in chosen], truth[[i for i, _ in chosen]])
+        rows = _rows(
+            run, shown, [indices[i] for i, _ in chosen], [why for _, why in chosen], truth[[i for i, _ in chosen]]
+        )
     else:
         near = run.watched.indices
         examples = near[np.isin(near, run.catalogue.indices("transferal")) & collected[near]]
-        examples = examples[np.unique(np.linspace(0, max(len(examples) - 1, 0), ROWS).round().astype(np.int64))] if len(examples) else examples
+        examples = (
+            examples[np.unique(np.linspace(0, max(len(examples) - 1, 0), ROWS).round().astype(np.int64))]
+            if len(examples)
+            else examples
+        )
         reasons = selection.reasons if selection else {}
         why = [_decision(reasons.get(int(i))) for i in examples]
         rows = _rows(run, shown, list(examples), why, None)
-    return Gallery(tuple(rows), tests is not None, len(shown), len(sites))
+    student = any(picture.name == "student" for row in rows for picture in row.pictures)
+    return Gallery(tuple(rows), tests is not None, student, len(shown), len(sites))
 
 
 def examples(run: StudyRun, selection: Selection) -> tuple[ExampleGroup, ...]:
@@ -113,7 +121,9 @@ def examples(run: StudyRun, selection: Selection) -> tuple[ExampleGroup, ...]:
     masks = run.pseudo_masks.read()
     groups = []
     for reason in (Reason.FEW_TARGET_PIXELS, Reason.HIGH_ENTROPY, Reason.BOTH, Reason.KEPT):
-        members = np.array([place for place, i in enumerate(selection.indices) if selection.reasons[int(i)] == reason], np.int64)
+        members = np.array(
+            [place for place, i in enumerate(selection.indices) if selection.reasons[int(i)] == reason], np.int64
+        )
         if not len(members):
             continue
         by = selection.target_pixels if reason == Reason.FEW_TARGET_PIXELS else selection.entropy_bits
@@ -176,7 +186,7 @@ def _spread(run: StudyRun, sites: Sequence[str], indices: npt.NDArray[np.int64],
     named = {0.0: "best", 0.25: "upper quarter", 0.5: "median", 0.75: "lower quarter", 1.0: "worst"}
     chosen: dict[int, str] = {}
     for share, name in named.items():
-        chosen.setdefault(int(order[round(share * (len(order) - 1))]), f"Ensemble {name}")
+        chosen.setdefault(int(order[round(share * (len(order) - 1))]), f"Ensemble: {name}")
     if len(sites) > 1:
         place = np.searchsorted(run.watched.indices, indices)
         each = np.stack([dice(run.watched.of(site)[place], truth) for site in sites])
@@ -212,7 +222,9 @@ def _rows(
             pictures.append(Picture(_drawing(index, f"mask of {name}, {note}", kind, masks[row], real), name, note))
         if real is not None:
             held = "lesion-free" if not real.any() else ""
-            pictures.append(Picture(_drawing(index, "ground truth", "truth", real * np.uint8(255), None), "ground truth", held))
+            pictures.append(
+                Picture(_drawing(index, "ground truth", "truth", real * np.uint8(255), None), "ground truth", held)
+            )
         rows.append(Row(shared, why[row], tuple(pictures)))
     return rows
 
@@ -234,7 +246,7 @@ def _note(mask: SoftMasks, truth: Plane | None) -> str:
 
 def _decision(reason: Reason | None) -> str:
     if reason is None:
-        return "Example"
+        return "Shared image"
     return f"Left out: {REASONS[reason]}" if reason else "Kept"
 
 
@@ -248,16 +260,17 @@ def _drawing(index: np.int64, told: str, kind: str, masks: SoftMasks | None, tru
         colour = f"m {kind} l{label % 4}"
         parts.append(f'<path class="{colour} soft" d="{outline(small, _FAINT)}"/>' if kind != "truth" else "")
         parts.append(f'<path class="{colour} half" d="{outline(small, _HALF)}"/>')
-    for real in () if truth is None else truth:
-        parts.append(f'<path class="m real" d="{outline(_shrunk(real * np.uint8(255), OUTLINE_GRID), _HALF)}"/>')
+    parts += [
+        f'<path class="m real" d="{outline(_shrunk(real * np.uint8(255), OUTLINE_GRID), _HALF)}"/>'
+        for real in (() if truth is None else truth)
+    ]
     inside = "".join(part for part in parts if 'd=""' not in part)
     return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(told)}">{inside}</svg>')  # noqa: S704
 
 
 def _symbol(name: str, image: Image.Image) -> Markup:
-    return Markup(  # noqa: S704: names and bytes made here
-        f'<symbol id="{name}" viewBox="0 0 1 1"><image href="{_data_uri(image)}" width="1" height="1"/></symbol>'
-    )
+    inside = f'<image href="{_data_uri(image)}" width="128" height="128" preserveAspectRatio="none"/>'
+    return Markup(f'<symbol id="{name}" viewBox="0 0 128 128">{inside}</symbol>')  # noqa: S704 - made here
 
 
 def _shown(pixels: Plane) -> Image.Image:

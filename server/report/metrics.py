@@ -17,12 +17,12 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     tuned = {site: FineTuneReply.model_validate_json(held) for site, held in run.ledger.results("fine-tune").items()}
 
     def site_metrics(site: str) -> dict[str, Any]:
-        card = cards.get(site, {}).get("teacher", {})
+        card = cards.get(site, {}).get("teacher")
         sent, received = traffic.get(site, (0, 0))
         answered, mask_bytes, _ = answers.get(site, (0, 0, 0.0))
         here = local.get(site)
         return {
-            "network": card.get("network", {}).get("name"),
+            "network": _network(card),
             "images": {
                 "answered": answered,
                 "train": here.train_images if here else None,
@@ -72,3 +72,10 @@ def metrics(run: StudyRun) -> dict[str, Any]:
 
 def _plain(score: Score | None) -> dict[str, Any] | None:
     return score.model_dump() if score else None
+
+
+def _network(card: Any) -> str | None:
+    """The teacher's network as its site names it; a site may send any JSON for a card."""
+    network = card.get("network") if isinstance(card, dict) else None
+    name = network.get("name") if isinstance(network, dict) else network
+    return name if isinstance(name, str) else None

@@ -18,7 +18,8 @@ Metrics = Mapping[str, Any]
 
 NONE: Final = "—"
 DICE_NOTE: Final = (
-    "Dice in percent, mean ± standard deviation over images: 100 is a perfect outline. Bold: the best of those compared."
+    "Dice in percent, mean ± standard deviation over images; 100 is a perfect outline. "
+    "Bold: the best of a site's row at home, and of the pooled column."
 )
 HOME_NOTE: Final = "At home: on the site's own labelled test images, scored at the site, which returns only the score."
 POOLED_NOTE: Final = (
@@ -29,7 +30,11 @@ REASONS: Final = {
     "high-entropy": "gray-level entropy too high",
     "few-target-pixels+high-entropy": "both: too few target pixels, entropy too high",
 }
-_STAGES: Final = {"data": "images are read, packed and signed", "teachers": "sites train their teachers", **STAGE_LABELS}
+_STAGES: Final = {
+    "data": "images are read, packed and signed",
+    "teachers": "sites train their teachers",
+    **STAGE_LABELS,
+}
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,10 @@ def best_teacher(metrics: Metrics) -> Rival | None:
     return max((one for one in rivals(metrics) if one.kind == "teacher"), key=lambda one: one.mean, default=None)
 
 
-def points(mean: float, reference: Rival) -> str:
-    """How far a mean is above (+) or below a rival's, in points of percent, as the rounded numbers shown differ."""
-    return f"{round(mean, 1) - round(reference.mean, 1):+.1f} points"
+def against(mean: float, reference: Rival) -> str:
+    """How far a mean is above or below a rival's, in points of percent, as the rounded numbers shown differ."""
+    points = round(round(mean, 1) - round(reference.mean, 1), 1)
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}" if points else "level with"
 
 
 def dice_table(metrics: Metrics) -> Table:
@@ -160,7 +166,9 @@ def traffic_table(metrics: Metrics) -> Table:
     """What each site did, and what it sent and received."""
     entries = metrics["sites"]
 
-    def row(name: str, answered: int, images: Mapping[str, Any], moved: tuple[float, float, float | None]) -> tuple[Cell, ...]:
+    def row(
+        name: str, answered: int, images: Mapping[str, Any], moved: tuple[float, float, float | None]
+    ) -> tuple[Cell, ...]:
         own = [NONE if images[key] is None else f"{images[key]:,}" for key in ("train", "test")]
         return tuple(map(Cell, (name, f"{answered:,}", *own, *(bytes_text(count) for count in moved))))
 
@@ -219,18 +227,16 @@ def verdict(metrics: Metrics) -> list[str]:
         metrics["ensemble"]["pooled_dice"],
     )
     said = []
-    if best:
-        against = f"the best single teacher ({best.name}) has {best.mean:.1f}"
-        if student and student["n"]:
-            said.append(
-                f"On the pooled test images the student has Dice {student['mean']:.1f}; {against}: "
-                f"{points(student['mean'], best)}."
-            )
-        if ensemble and ensemble["n"]:
-            said.append(
-                f"The ensemble, all teachers together, has {ensemble['mean']:.1f}: {points(ensemble['mean'], best)} "
-                "against that teacher."
-            )
+    if best and student and student["n"]:
+        said.append(
+            f"On the pooled test images the student has Dice {student['mean']:.1f}, {against(student['mean'], best)} "
+            f"the best single teacher ({best.name}, {best.mean:.1f})."
+        )
+    if best and ensemble and ensemble["n"]:
+        said.append(
+            f"The ensemble, all teachers together, has {ensemble['mean']:.1f}, {against(ensemble['mean'], best)} "
+            "that teacher."
+        )
     pairs = [
         (entry["teacher"]["local_dice"], entry["student"]["local_dice"])
         for entry in metrics["sites"].values()
