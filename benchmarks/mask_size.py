@@ -18,7 +18,7 @@ import time
 import zlib
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,8 @@ from consilium.common.images import image_files, read_image
 from consilium.common.metrics import dice
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.soft_mask import SoftMasks, quantise
+from consilium.common.soft_mask import SoftMasks, quantise, reduce_levels
+from consilium.common.study import ExclusionSettings
 from consilium.common.training.loop import fit
 from consilium.common.training.predict import predict
 from consilium.common.training.settings import TrainingSettings
@@ -44,6 +45,8 @@ from consilium.server.exclusion import statistics as exclusion_statistics
 
 TARGET_BYTES = 10_000
 TEST_SHARE = 0.25
+FEW_LEVELS = 16
+"""A site's policy may coarsen its masks; told for comparison."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,13 @@ class TeacherPlan:
         return f"{self.network.name}, {self.network.width} wide, at {self.size}"
 
 
-TEACHERS = (
+TEACHERS: tuple[TeacherPlan, ...] = (
+    TeacherPlan(NetworkSettings(name="panoptic-fpn", width=32), 128, 4000),
     TeacherPlan(NetworkSettings(name="unet", width=16), 128, 2000),
-    TeacherPlan(NetworkSettings(name="panoptic-fpn", width=32), 192, 800),
-    TeacherPlan(NetworkSettings(name="unet", width=8), 384, 200),
-    TeacherPlan(NetworkSettings(name="panoptic-fpn", width=32), 384, 240),
+    TeacherPlan(NetworkSettings(name="unet", width=8), 384, 300),
+    TeacherPlan(NetworkSettings(name="panoptic-fpn", width=32), 384, 400),
 )
-TINY_TEACHERS = (TeacherPlan(NetworkSettings(name="unet", width=4), 48, 8),)
+TINY_TEACHERS: tuple[TeacherPlan, ...] = (TeacherPlan(NetworkSettings(name="unet", width=4), 48, 8),)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,21 @@ def measure(masks: SoftMasks) -> dict[str, Measured]:
     return found
 
 
+def print_by_entropy(sizes: npt.NDArray[np.int64], bits: npt.NDArray[np.float64]) -> None:
+    """Bytes of crisp and of fuzzy masks, at the paper's limit of gray-level entropy."""
+    beta = ExclusionSettings().beta
+    rows = []
+    for kind, chosen in ((f"at most {beta:g} bits", bits <= beta), (f"more than {beta:g} bits", bits > beta)):
+        held = sizes[chosen]
+        numbers = (
+            [f"{value:,.0f}" for value in (held.mean(), np.median(held), np.percentile(held, 95))]
+            if len(held)
+            else ["-"] * 3
+        )
+        rows.append((kind, len(held), *numbers))
+    print_table(("entropy of the mask", "masks", "mean bytes", "median", "95 %"), rows)
+
+
 def main() -> int:
     """Train, measure and print."""
     options = parser(__doc__)
@@ -185,8 +203,11 @@ def main() -> int:
     options.add_argument("--transferal", type=Path, help="images of another kind, predicted too")
     options.add_argument("--masks", type=int, default=150, help="at most so many masks a teacher")
     options.add_argument("--threads", type=int, default=1, help="CPU threads of training and prediction")
+    options.add_argument("--effort", type=float, default=1.0, help="train teachers so many times as long")
     given = options.parse_args()
-    size, teachers = (96, TINY_TEACHERS) if given.tiny else (384, TEACHERS)
+    size = 96 if given.tiny else 384
+    plans = TINY_TEACHERS if given.tiny else TEACHERS
+    teachers = [replace(plan, image_budget=max(8, round(plan.image_budget * given.effort))) for plan in plans]
     torch.set_num_threads(given.threads)
     print_machine()
     train, test = labelled_images(given, size)
@@ -197,6 +218,7 @@ def main() -> int:
     counts = ", ".join(f"{len(images)} {kind}" for kind, images in asked.items())
     print(f"{len(train)} labelled images to train on; predicted: {counts}; masks of {size} x {size}\n", flush=True)
 
+    entropy: list[float] = []
     rows, whole = [], {coding.name: Measured([], [], []) for coding in CODINGS}
     for plan in teachers:
         began = time.perf_counter()
@@ -208,24 +230,27 @@ def main() -> int:
             ours = np.array(found["consilium"].sizes)
             rows.append(
                 (
-                    f"{plan.name}, {kind}",
+                    f"{plan.name}, {plan.image_budget:,} images seen, {kind}",
                     f"{took:.0f} s",
                     f"{100 * dice(masks, test.masks).mean():.0f} %" if kind == "test" else "",
                     f"{exclusion_statistics(masks).entropy_bits.mean():.2f}",
                     f"{np.mean(ours):,.0f}",
                     f"{np.median(ours):,.0f}",
                     f"{np.percentile(ours, 95):,.0f}",
+                    f"{np.mean([len(planes.encode(mask)) for mask in reduce_levels(masks, FEW_LEVELS)]):,.0f}",
                     *(f"{np.mean(found[coding.name].sizes):,.0f}" for coding in CODINGS[1:4]),
                 )
             )
+            entropy += exclusion_statistics(masks).entropy_bits.tolist()
             print(f"  {plan.name}, {kind}: {np.mean(ours):,.0f} bytes", file=sys.stderr, flush=True)
             for name, of in found.items():
                 whole[name].sizes += of.sizes
                 whole[name].encode_s += of.encode_s
                 whole[name].decode_s += of.decode_s
     head = ("teacher, images", "trained in", "Dice", "entropy, bits", "consilium, bytes: mean", "median", "95 %")
-    print_table((*head, *(f"{coding.name}: mean" for coding in CODINGS[1:4])), rows)
+    print_table((*head, f"{FEW_LEVELS} levels: mean", *(f"{coding.name}: mean" for coding in CODINGS[1:4])), rows)
 
+    print_by_entropy(np.array(whole["consilium"].sizes), np.array(entropy))
     mean = float(np.mean(whole["consilium"].sizes))
     print_table(
         ("coding, all masks", "mean bytes", "median", "95 %", "times consilium's", "encode, ms", "decode, ms"),

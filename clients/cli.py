@@ -271,7 +271,3 @@ def main(arguments: list[str] | None = None) -> Any:
 
 if __name__ == "__main__":
     main()
-
-
-if __name__ == "__main__":
-    main()

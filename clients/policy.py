@@ -21,7 +21,9 @@ class Policy(Settings):
     """
 
     actions: tuple[Permission, ...] = Field(("predict", "evaluate", "fine-tune"), description="what may be asked for")
-    levels: int = Field(256, ge=2, le=256, description="levels of a soft mask that leaves; 2 is a binary mask")
+    levels: int = Field(
+        256, ge=2, le=256, multiple_of=2, description="levels of a soft mask that leaves, even; 2 is a binary mask"
+    )
     max_images: int = Field(100_000, ge=1, description="images of one catalogue")
     mask_budget: int = Field(1_000_000, ge=1, description="soft masks that may ever leave, repeats counted")
     max_message_mib: int = Field(512, ge=1, le=1024, description="largest message taken")

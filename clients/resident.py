@@ -44,6 +44,7 @@ from consilium.common.errors import PUBLIC_TEXT, SettingsError
 from consilium.common.errors import ErrorCode as PublicCode
 
 LOG: Final = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every poll
 
 _SHORTEST_POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.5  # an idle SuperNode asks the SuperLink every 3 s only

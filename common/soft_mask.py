@@ -1,7 +1,8 @@
 """Soft masks: from a teacher's probabilities to bytes and back.
 
-A soft mask is stored as ``q = round(255 * p)``, uint8, (K, H, W). One definition serves everywhere, so that target
-pixels and gray-level entropy do not depend on who computed them.
+A soft mask is stored as ``q = round(255 * p)``, uint8, (K, H, W), halves down: then ``q >= 128`` exactly where
+``p > 0.5``, which is what the paper calls a target pixel. One definition serves everywhere, so that target pixels and
+gray-level entropy do not depend on who computed them.
 """
 
 from typing import Final
@@ -16,7 +17,7 @@ SoftMasks = npt.NDArray[np.uint8]
 Shape = tuple[int, int, int]
 
 TARGET_LEVEL: Final = 128
-"""Least level of a target pixel: ``q / 255 > 0.5`` exactly where ``q >= 128``."""
+"""Least level of a target pixel."""
 
 
 def quantise(probabilities: npt.NDArray[np.floating]) -> SoftMasks:
@@ -29,7 +30,7 @@ def quantise(probabilities: npt.NDArray[np.floating]) -> SoftMasks:
 
     Returns
     -------
-    uint8 of the same shape, ``round(255 * p)``, halves up.
+    uint8 of the same shape, ``round(255 * p)``, halves down.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def quantise(probabilities: npt.NDArray[np.floating]) -> SoftMasks:
             f"a soft mask must be finite and in [0, 1]; the teacher gave values from {low:.4g} to {high:.4g}. "
             "If these are logits, say so in the teacher's settings."
         )
-    return np.asarray(np.floor(probabilities * np.float32(255) + np.float32(0.5)), np.uint8)
+    return np.asarray(np.ceil(probabilities * np.float32(255) - np.float32(0.5)), np.uint8)
 
 
 def reduce_levels(masks: SoftMasks, levels: int) -> SoftMasks:
@@ -53,10 +54,11 @@ def reduce_levels(masks: SoftMasks, levels: int) -> SoftMasks:
     masks
         uint8, any shape.
     levels
-        2 (binary: 255 exactly at target pixels) to 256 (unchanged).
+        An even number from 2 (binary: 255 exactly at target pixels) to 256 (unchanged). With an odd one there would be a
+        level in the middle, and coarsening would move pixels across the threshold of one half.
     """
-    if not 2 <= levels <= 256:
-        raise DataError(f"output levels must be from 2 to 256; got {levels}")
+    if levels % 2 or not 2 <= levels <= 256:
+        raise DataError(f"output levels must be an even number from 2 to 256; got {levels}")
     step = np.floor(np.arange(256) * (levels - 1) / 255 + 0.5)
     table = np.floor(step * 255 / (levels - 1) + 0.5).astype(np.uint8)
     return np.asarray(table[masks])

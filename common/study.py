@@ -76,7 +76,7 @@ class Study(Settings):
     name: Name
     seed: int = Field(0, ge=0, lt=2**31)
     sites: NameList = Field(min_length=1, description="the sites that take part")
-    labels: NameList = ("lesion",)
+    labels: NameList = Field(("lesion",), min_length=1, description="the mask's channels, in order")
     image: ImageSettings = ImageSettings()
     collect: CollectSettings = CollectSettings()
     fusion: FusionSettings = FusionSettings()
@@ -88,6 +88,8 @@ class Study(Settings):
     def _names_agree(self) -> Self:
         if len(set(self.sites)) != len(self.sites):
             raise ValueError("sites: every site is named once")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: every label is named once")
         for where, names in (("fine-tune.sites", self.fine_tune.sites), ("fusion.weights", self.fusion.weights)):
             strangers = sorted(set(names) - set(self.sites))
             if strangers:

@@ -26,6 +26,7 @@ Action = Literal["query.describe", "query.predict", "evaluate.student", "train.f
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Blob = Annotated[bytes, Field(max_length=2**30)]
+Planes = Annotated[bytes, Field(max_length=2**26)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -71,7 +72,7 @@ class PredictRequest(Envelope):
     """
 
     ids: Annotated[list[Digest], Field(min_length=1, max_length=4096)]
-    pixels: Annotated[list[Blob], Field(max_length=4096)]
+    pixels: Annotated[list[Planes], Field(max_length=4096)]
 
 
 class PredictReply(Envelope):
@@ -79,7 +80,7 @@ class PredictReply(Envelope):
 
     site: Name
     ids: Annotated[list[Digest], Field(min_length=1, max_length=4096)]
-    masks: Annotated[list[Blob], Field(min_length=1, max_length=4096)]
+    masks: Annotated[list[Planes], Field(min_length=1, max_length=4096)]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -177,7 +178,8 @@ def from_record(kind: type[MessageT], content: RecordDict) -> MessageT:
     """
     if ERROR_RECORD in content.config_records:
         code = content.config_records[ERROR_RECORD].get("code")
-        raise WireError(ErrorCode(code) if code in set(ErrorCode) else ErrorCode.BAD_MESSAGE, "answered by the site")
+        known = isinstance(code, str) and code in set(ErrorCode)
+        raise WireError(ErrorCode(code) if known else ErrorCode.BAD_MESSAGE, "answered by the site")
     if RECORD not in content.config_records:
         raise WireError(ErrorCode.BAD_MESSAGE, f"no record named {RECORD!r}")
     return validated(kind, dict(content.config_records[RECORD]))
@@ -187,6 +189,8 @@ def validated(kind: type[MessageT], fields: dict[str, object]) -> MessageT:
     """Validate the fields of a message; see `from_record`."""
     if fields.get("protocol") != PROTOCOL:
         raise WireError(ErrorCode.BAD_PROTOCOL, f"protocol {fields.get('protocol')!r}, here {PROTOCOL}")
+    if "package" not in fields:  # a default of the model, for those who make messages; not for those who send them
+        raise WireError(ErrorCode.BAD_MESSAGE, "package: missing")
     try:
         return kind.model_validate(fields, strict=True)
     except ValidationError as error:

@@ -112,10 +112,12 @@ def main(grid: Grid, context: Context) -> None:
         with folder.locked():
             folder, run = open_run(Path(root))
             log(INFO, "consilium: study %s (%s) in %s", run.study.name, run.study.digest[:12], folder.root)
+            run.ledger.keep_result("", "failure", "")
             try:
                 run_stages(run, GridPost(grid, run.study.sites))
-            except ConsiliumError as error:
-                run.ledger.keep_result("", "failure", str(error))
+            except Exception as error:
+                told = str(error) if isinstance(error, ConsiliumError) else f"{type(error).__name__}: {error}"
+                run.ledger.keep_result("", "failure", told)
                 raise
             finally:
                 run.ledger.close()

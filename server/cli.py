@@ -62,7 +62,9 @@ def simulate(
     engine: EngineOption = EngineName.PROCESSES,
     data: Annotated[Path | None, typer.Option(help="labelled data set's folder; overrides simulation.data")] = None,
     transferal: Annotated[Path | None, typer.Option(help="unlabelled images; overrides simulation.transferal")] = None,
-    groups: Annotated[Path | None, typer.Option(help="CSV of near-duplicate groups; overrides simulation.groups")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="CSV of near-duplicate groups; overrides simulation.groups")
+    ] = None,
 ) -> None:
     """Run a whole federation on this machine: teachers, soft masks, student, report.
 
@@ -87,7 +89,9 @@ def simulate(
     console.print(f"Report: {(root / 'report.html').resolve()}", highlight=False, soft_wrap=True)
 
 
-@catalogue_app.command("build", epilog="Example:  consilium catalogue build images/ --run runs/study --size 384 --key coordinator.pem")
+@catalogue_app.command(
+    "build", epilog="Example:  consilium catalogue build images/ --run runs/study --size 384 --key coordinator.pem"
+)
 def catalogue_build(
     images: Annotated[Path, typer.Argument(help="folder of unlabelled images: PNG, JPEG, TIFF, BMP, DICOM")],
     run: Annotated[Path, typer.Option("--run", help="run folder; the catalogue goes to its catalogue/")],
@@ -110,9 +114,7 @@ def catalogue_build(
     signing = load_signing_key(key) if key.exists() else make_signing_key(key)
     found = image_files(images)
     read = track(iter_images(found, size, channels), "reading", len(found), console=console)
-    made = build(
-        RunFolder(run).catalogue, name, (CatalogueImage(pixels, str(path)) for path, pixels in read), signing
-    )
+    made = build(RunFolder(run).catalogue, name, (CatalogueImage(pixels, str(path)) for path, pixels in read), signing)
     console.print(f"{len(made)} images ({len(found) - len(made)} repeated) in {made.folder}", highlight=False)
     console.print(f"catalogue hash   {made.hash}", highlight=False)
     console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False)
@@ -209,7 +211,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="versions, and exit")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="versions, and exit")
+    ] = False,
 ) -> None:
     """Take the options that come before a command."""
 

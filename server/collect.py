@@ -149,8 +149,6 @@ class Collector:
     def _fold(self, chunk: _Chunk, site: str, reply: wire.PredictReply) -> None:
         if site in chunk.answered:
             return
-        if (reply.study, reply.catalogue) != (self.envelope["study"], self.envelope["catalogue"]):
-            raise WireError(ErrorCode.BAD_MESSAGE, "answers another study")
         if len(reply.masks) != len(reply.ids) or sorted(reply.ids) != sorted(chunk.ids):
             raise WireError(ErrorCode.BAD_MASK, "not exactly one mask for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}

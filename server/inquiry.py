@@ -68,6 +68,7 @@ class _Ask:
     tries: int = 0
     not_before: float = 0.0
     sent: int = 0
+    about: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -117,16 +118,16 @@ class Inquiry(Generic[ReplyT]):
             yield from self._give_up_what_is_late()
 
     def _send_what_is_due(self) -> Iterator[Outcome[ReplyT]]:
-        now = self.clock()
-        due = [ask for ask in self._waiting if ask.not_before <= now]
-        self._waiting = [ask for ask in self._waiting if ask.not_before > now]
-        for ask in due:
+        while due := [ask for ask in self._waiting if ask.not_before <= self.clock() < ask.deadline]:
+            ask = due[0]  # one at a time: whoever takes an outcome may ask more, or drop a site, meanwhile
+            self._waiting.remove(ask)
             request = ask.make()
             ask.sent += wire.size_of(request)
             ask.tries += 1
+            ask.about = (request.study, request.catalogue)
             try:
                 ticket = self.post.send(
-                    ask.site, wire.ACTIONS[type(request)], wire.to_record(request), ask.deadline - now
+                    ask.site, wire.ACTIONS[type(request)], wire.to_record(request), ask.deadline - self.clock()
                 )
             except WireError as error:
                 yield from self._fault(ask, error)
@@ -138,6 +139,8 @@ class Inquiry(Generic[ReplyT]):
             if isinstance(content, ErrorCode):
                 raise WireError(content)
             reply = wire.from_record(self.reply, content)
+            if (reply.study, reply.catalogue) != ask.about:
+                raise WireError(ErrorCode.BAD_MESSAGE, "answers about another study or catalogue")
             if getattr(reply, "site", ask.site) != ask.site:
                 raise WireError(ErrorCode.BAD_MESSAGE, f"answered in the name of {getattr(reply, 'site', '')!r}")
         except WireError as error:
@@ -158,4 +161,8 @@ class Inquiry(Generic[ReplyT]):
         late = {ticket: ask for ticket, ask in self._sent.items() if ask.deadline <= now}
         for ticket, ask in late.items():
             if self._sent.pop(ticket, None):  # a caller may have dropped the site meanwhile
+                yield Outcome(ask.site, ask.key, WireError(ErrorCode.TOO_LATE), ask.sent, 0)
+        for ask in [ask for ask in self._waiting if ask.deadline <= now]:
+            if ask in self._waiting:
+                self._waiting.remove(ask)
                 yield Outcome(ask.site, ask.key, WireError(ErrorCode.TOO_LATE), ask.sent, 0)

@@ -144,6 +144,13 @@ class Ledger:
         )
         return {site: (images, size, seconds) for site, images, size, seconds in rows}
 
+    def answered_chunks(self, site: str) -> set[int]:
+        """Finished chunks that a site answered."""
+        rows = self._database.execute(
+            "SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,)
+        )
+        return {chunk for (chunk,) in rows}
+
     # --- sites
 
     def site_described(self, site: str, card: str) -> None:

@@ -79,16 +79,23 @@ def _first_difference(held: Study, given: Study) -> str:
 class MaskFile:
     """Soft masks of many images in one file, uint8 (N, K, H, W), written in pieces.
 
-    Written with plain calls, not through a memory map, so that a full disk is an error and not a killed process.
+    Written with plain calls, not through a memory map, so that a full disk is an error and not a killed process. A file that
+    ``holds_masks`` already must be whole; else it is made, or brought to its size.
     """
 
-    def __init__(self, path: Path, count: int, shape: Shape) -> None:
+    def __init__(self, path: Path, count: int, shape: Shape, *, holds_masks: bool = False) -> None:
         self._path: Final = path
         self._shape: Final = (count, *shape)
         self._bytes: Final = int(np.prod(shape))
         path.touch()
-        if path.stat().st_size != count * self._bytes:
-            os.truncate(path, count * self._bytes)
+        found, wanted = path.stat().st_size, count * self._bytes
+        if holds_masks and found != wanted:
+            raise StateError(
+                f"{path} has {found} bytes in place of {wanted}, though the ledger says masks were collected: it was "
+                "deleted or cut. Put it back, or delete it and ledger.sqlite to collect again."
+            )
+        if found != wanted:
+            os.truncate(path, wanted)
 
     def write(self, first: int, masks: SoftMasks) -> None:
         """Write masks uint8 (n, K, H, W) at position ``first``, and wait until they are on disk."""

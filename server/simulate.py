@@ -57,7 +57,6 @@ def simulate(settings: SimulatedStudy, root: Path, engine: Engine, console: Cons
         data_s = time.monotonic() - began
         _train_teachers(run, settings, board)
         teachers_s = time.monotonic() - began - data_s
-        _forget_failure(run)
         with following(board, run.ledger):
             start(run, settings, board)
     metrics: dict[str, Any] = json.loads(run.metrics.read_text("utf-8"))
@@ -174,10 +173,6 @@ def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:
     }
 
 
-def _forget_failure(run: RunFolder) -> None:
-    _with_ledger(run, lambda ledger: ledger.keep_result("", "failure", ""))
-
-
 def _failure(run: RunFolder) -> str:
     ledger = Ledger.open(run.ledger)
     try:
@@ -192,4 +187,3 @@ def _with_ledger(run: RunFolder, act: Callable[[Ledger], None]) -> None:
         act(ledger)
     finally:
         ledger.close()
-

@@ -155,7 +155,8 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
             "size": settings.image.size,
             "channels": settings.image.channels,
         },
-        "training": site.training.model_dump(mode="json", by_alias=True),
+        "training": site.training.model_dump(mode="json", by_alias=True)
+        | {"seed": settings.seed + settings.sites.index(name)},
         "data": {"packed": "data", "size": settings.image.size, "channels": settings.image.channels},
         "policy": {"trusted-signers": [signer.hex()]},
     }

@@ -65,8 +65,10 @@ class StudyRun:
         if len(examples) > EXAMPLES:
             examples = examples[np.linspace(0, len(examples) - 1, EXAMPLES).astype(np.int64)]
         watched = np.union1d(examples, self.catalogue.indices("test")).astype(np.int64)
-        self.pseudo_masks = MaskFile(self.folder.pseudo_masks, len(self.catalogue), shape)
-        site_masks = MaskFile(self.folder.site_masks, len(self.study.sites) * len(watched), shape)
+        collected = bool(self.ledger.finished_chunks())
+        self.pseudo_masks = MaskFile(self.folder.pseudo_masks, len(self.catalogue), shape, holds_masks=collected)
+        rows = len(self.study.sites) * len(watched)
+        site_masks = MaskFile(self.folder.site_masks, rows, shape, holds_masks=collected)
         self.watched = Watched(watched, self.study.sites, site_masks)
         self.envelope = {"study": self.study.digest, "catalogue": self.catalogue.hash}
 
@@ -96,15 +98,15 @@ class StudyRun:
                 if isinstance(reply, WireError):
                     continue
                 try:
-                    if tuple(reply.labels) != self.study.labels:
-                        raise WireError(ErrorCode.BAD_MESSAGE, f"labels {reply.labels} in place of {self.study.labels}")
+                    unknown = sorted(set(self.study.labels) - set(reply.labels))
+                    if unknown:
+                        raise WireError(ErrorCode.BAD_MESSAGE, f"its teacher does not know {', '.join(unknown)}")
+                    card = _teacher_card(reply.teacher)
                     missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
-                self.ledger.site_described(
-                    outcome.site, json.dumps({"output": reply.output, "teacher": json.loads(reply.teacher)})
-                )
+                self.ledger.site_described(outcome.site, json.dumps({"output": reply.output, "teacher": card}))
                 self.tell("describe", len(missing), len(self.study.sites))
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
@@ -170,7 +172,8 @@ class StudyRun:
         masks = self.pseudo_masks.read()
         step = self.study.collect.chunk
         found = exclusion.join(exclusion.statistics(masks[at : at + step]) for at in range(0, len(masks), step))
-        soft = any(json.loads(card)["output"] == "soft" for card in self.ledger.sites().values())
+        cards = self.ledger.sites()
+        soft = any(json.loads(cards[site])["output"] == "soft" for site in self.ledger.answers())
         settings = self.study.exclusion
         reasons = exclusion.reasons(
             found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
@@ -212,7 +215,11 @@ class StudyRun:
         with self._stage("test"):
             indices, truth = self.test_images()
             place = np.searchsorted(self.watched.indices, indices)
+            chunks = {int(i) // self.study.collect.chunk for i in indices}
             for site in self.ledger.answers():
+                if not chunks <= self.ledger.answered_chunks(site):
+                    self.ledger.tell("test", "not scored: it did not answer every test image", site)
+                    continue
                 self._keep_score(site, "pooled", self.watched.of(site)[place], truth)
             self._keep_score("", "ensemble", self.pseudo_masks.read()[indices], truth)
             self._keep_score("", "student", self.student_masks(indices), truth)
@@ -259,12 +266,12 @@ class StudyRun:
         sites: tuple[str, ...],
     ) -> None:
         """Send the student to sites and keep what they measured."""
-        if self._finished(stage):
-            return
+        have = self.ledger.results(stage)
+        if self._finished(stage) and set(sites) <= set(have):
+            return  # else sites that failed the last time are asked again
         with self._stage(stage):
             card = (self.folder.student / "card.json").read_text("utf-8")
             weights = (self.folder.student / "student.safetensors").read_bytes()
-            have = self.ledger.results(stage)
             inquiry: Inquiry[Any] = Inquiry(post, reply, self.study.collect.retries)
             for site in sites:
                 if site in self.ledger.sites() and site not in have:
@@ -308,7 +315,9 @@ class StudyRun:
             answered = sites.get(i // self.study.collect.chunk, 0)
             pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
             rows.writerow((i, entry.id, entry.role, answered, pixels, bits, reasons[i].value))
-        self.folder.selection.write_text(table.getvalue(), "utf-8")
+        partial = self.folder.selection.with_suffix(".partial")
+        partial.write_text(table.getvalue(), "utf-8")
+        partial.replace(self.folder.selection)
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
         chosen = self.catalogue.indices("transferal")
@@ -365,3 +374,14 @@ class StudyRun:
             self.tell(name, 0, 1)
         yield
         self.ledger.finish(name, self._seconds(name))
+
+
+def _teacher_card(text: str) -> dict[str, Any]:
+    """What a site says of its teacher: a JSON object, else `WireError` ``bad-message``."""
+    try:
+        card = json.loads(text)
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict) or not isinstance(card.get("network", {}), dict):
+        raise WireError(ErrorCode.BAD_MESSAGE, "the teacher's card is no JSON object")
+    return card

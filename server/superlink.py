@@ -125,7 +125,14 @@ class SuperLink:
     """
 
     def __init__(
-        self, home: Path, host: str, port: int, certificates: ServerCertificate, log_folder: Path, *, virtual: bool = False
+        self,
+        home: Path,
+        host: str,
+        port: int,
+        certificates: ServerCertificate,
+        log_folder: Path,
+        *,
+        virtual: bool = False,
     ) -> None:
         self._virtual: Final = virtual
         self.home: Final = home

@@ -107,6 +107,9 @@ HOSTILE: dict[str, Behaviour] = {
     "a code that is not on the list": lambda _request, _reply: RecordDict(
         {wire.ERROR_RECORD: ConfigRecord({"code": "/home/jane/mask.png"})}
     ),
+    "a code that is a list": lambda _request, _reply: RecordDict(
+        {wire.ERROR_RECORD: ConfigRecord({"code": ["site-failed"]})}
+    ),
     "never an answer": lambda _request, _reply: None,
     "always a failed delivery": lambda _request, _reply: ErrorCode.SITE_UNREACHABLE,
 }

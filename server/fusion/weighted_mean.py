@@ -63,8 +63,11 @@ def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1) -> None:
 
 
 def finish(state: WeightedMean) -> SoftMasks:
-    """The pseudo masks: uint8 (n, K, H, W), the weighted mean rounded to the nearest level, halves up."""
+    """The pseudo masks: uint8 (n, K, H, W), the weighted mean rounded to the nearest level, halves down as in `soft_mask`.
+
+    So a mean of exactly one half, of two binary teachers that disagree for example, is no target pixel.
+    """
     if state.sites == 0:
         raise DataError("a fusion needs at least one site's masks; none were folded in")
     weight = np.uint32(state.weight)
-    return np.asarray((2 * state.total + weight) // (2 * weight), np.uint8)
+    return np.asarray((2 * state.total + weight - np.uint32(1)) // (2 * weight), np.uint8)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from consilium.common.wire import EvaluateReply, FineTuneReply, Score
+from consilium.server.report.selection import read_selection
 from consilium.server.study_run import StudyRun
 
 
@@ -41,9 +42,9 @@ def metrics(run: StudyRun) -> dict[str, Any]:
 
     stages = {stage.name: stage for stage in run.ledger.stages()}
     selected = "select" in stages and stages["select"].finished
-    _, reasons = run.selection() if selected else (None, [])
+    selection = read_selection(run.folder) if selected else None
     transferal = run.catalogue.indices("transferal")
-    excluded = Counter(str(reasons[i]) for i in transferal if reasons[i]) if selected else Counter()
+    excluded = Counter(reason.value for reason in selection.reasons.values() if reason) if selection else Counter()
     parameters = run.ledger.results("parameters").get("")
     return {
         "schema": 1,

@@ -44,7 +44,9 @@ class Case:
     def _sleep(self, seconds: float) -> None:
         self.federation.now += seconds
 
-    def collect(self, missing: list[bool] | None = None, on_chunk: Callable[[int, int], None] = lambda *_: None) -> None:
+    def collect(
+        self, missing: list[bool] | None = None, on_chunk: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
         Collector(
             study=self.study,
             catalogue=self.catalogue,
@@ -60,7 +62,7 @@ class Case:
     def expected(self, *sites: str) -> np.ndarray:
         ids = [entry.id for entry in self.catalogue.manifest.images]
         total = sum(np.stack([mask_of(site, name, SHAPE) for name in ids]).astype(np.int64) for site in sites)
-        return np.asarray((2 * total + len(sites)) // (2 * len(sites)), np.uint8)
+        return np.asarray((2 * total + len(sites) - 1) // (2 * len(sites)), np.uint8)
 
     def events(self) -> dict[str, str]:
         return {event.site: event.text for event in self.ledger.events()}

@@ -25,11 +25,16 @@ def masks(count: int, seed: int) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, *SHAPE)).astype(np.uint8))
 
 
-def test_the_mean_is_rounded_to_the_nearest_level_halves_up() -> None:
+def test_the_mean_is_rounded_to_the_nearest_level_halves_down() -> None:
     pair = [np.full(SHAPE, level, np.uint8) for level in (0, 1)]
-    assert (fuse(pair, [1, 1]) == 1).all()  # 0.5
+    assert (fuse(pair, [1, 1]) == 0).all()  # 0.5
     assert (fuse(pair, [2, 1]) == 0).all()  # 1/3
     assert (fuse([np.full(SHAPE, 255, np.uint8), np.full(SHAPE, 100, np.uint8)], [3, 1]) == 216).all()  # 216.25
+
+
+def test_two_binary_teachers_that_disagree_make_no_target_pixel() -> None:
+    votes = [np.full(SHAPE, level, np.uint8) for level in (0, 255)]
+    assert (fuse(votes, [1, 1]) == 127).all()  # exactly one half is not above one half
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 10_000), min_size=1, max_size=5))

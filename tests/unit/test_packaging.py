@@ -35,7 +35,9 @@ def test_there_is_no_folder_that_would_shadow_the_package() -> None:
     assert not (ROOT / "consilium").exists()
 
 
-@pytest.mark.parametrize(("folder", "forbidden"), [("common", ("server", "clients")), ("server", ("clients",)), ("clients", ("server",))])
+@pytest.mark.parametrize(
+    ("folder", "forbidden"), [("common", ("server", "clients")), ("server", ("clients",)), ("clients", ("server",))]
+)
 def test_rooms_import_only_what_they_may(folder: str, forbidden: tuple[str, ...]) -> None:
     wrong = {
         (path.relative_to(ROOT).as_posix(), name)
@@ -47,13 +49,25 @@ def test_rooms_import_only_what_they_may(folder: str, forbidden: tuple[str, ...]
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["server/exclusion.py", "server/fusion/weighted_mean.py", "clients/policy.py", "common/metrics.py"])
+@pytest.mark.parametrize(
+    "module", ["server/exclusion.py", "server/fusion/weighted_mean.py", "clients/policy.py", "common/metrics.py"]
+)
 def test_the_core_knows_no_flower_no_sockets_and_no_paths(module: str) -> None:
-    assert not {name.split(".")[0] for name in imported(ROOT / module)} & {"flwr", "grpc", "socket", "pathlib", "subprocess"}
+    assert not {name.split(".")[0] for name in imported(ROOT / module)} & {
+        "flwr",
+        "grpc",
+        "socket",
+        "pathlib",
+        "subprocess",
+    }
 
 
 def test_constraints_pin_every_dependency() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     wanted = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
     names = {text.split(">")[0].split("=")[0].split("[")[0].strip().lower() for text in wanted}
     assert names <= pinned

@@ -16,7 +16,12 @@ SHAPE = (1, 5, 7)
 
 def test_probabilities_are_rounded_to_the_nearest_level() -> None:
     given_p = np.array([0.0, 0.499 / 255, 0.501 / 255, 0.5, 1.0], np.float32)
-    assert soft_mask.quantise(given_p).tolist() == [0, 0, 1, 128, 255]
+    assert soft_mask.quantise(given_p).tolist() == [0, 0, 1, 127, 255]
+
+
+def test_a_target_pixel_is_exactly_a_probability_above_one_half() -> None:
+    around = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.502], np.float32)
+    assert (soft_mask.quantise(around) >= soft_mask.TARGET_LEVEL).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.001, 1.001, 7.0])
@@ -25,14 +30,19 @@ def test_what_is_no_probability_is_refused(bad: float) -> None:
         soft_mask.quantise(np.array([0.5, bad], np.float32))
 
 
-@given(st.integers(2, 256))
+@given(st.integers(1, 128).map(lambda half: 2 * half))
 def test_reduced_levels_are_that_many_keep_the_ends_and_never_move_a_pixel_across_the_threshold(levels: int) -> None:
     reduced = soft_mask.reduce_levels(np.arange(256, dtype=np.uint8), levels)
     assert len(np.unique(reduced)) == levels
     assert (reduced[0], reduced[255]) == (0, 255)
     assert np.abs(reduced.astype(int) - np.arange(256)).max() <= 255 / (levels - 1) / 2 + 1
-    if levels % 2 == 0:
-        assert ((reduced >= soft_mask.TARGET_LEVEL) == (np.arange(256) >= soft_mask.TARGET_LEVEL)).all()
+    assert ((reduced >= soft_mask.TARGET_LEVEL) == (np.arange(256) >= soft_mask.TARGET_LEVEL)).all()
+
+
+@pytest.mark.parametrize("levels", [0, 1, 3, 255, 258])
+def test_an_odd_number_of_levels_would_move_the_threshold_and_is_refused(levels: int) -> None:
+    with pytest.raises(DataError, match="even number from 2 to 256"):
+        soft_mask.reduce_levels(np.zeros((1, 2, 2), np.uint8), levels)
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))))

@@ -59,7 +59,10 @@ def test_a_study_survives_its_file(tmp_path: Path) -> None:
 
 def test_any_changed_setting_makes_another_study() -> None:
     study = parse(Study, MINIMAL, "x")
-    assert len({study.digest, *(parse(Study, MINIMAL | change, "x").digest for change in ({"seed": 1}, {"name": "b"}))}) == 3
+    assert (
+        len({study.digest, *(parse(Study, MINIMAL | change, "x").digest for change in ({"seed": 1}, {"name": "b"}))})
+        == 3
+    )
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)

@@ -84,7 +84,11 @@ def test_an_error_crosses_as_its_code_alone(code: ErrorCode) -> None:
     assert PUBLIC_TEXT[code] in str(told.value)
 
 
-@given(st.dictionaries(st.text(max_size=12), st.one_of(st.integers(0, 9), st.text(max_size=9), st.binary(max_size=9)), max_size=8))
+@given(
+    st.dictionaries(
+        st.text(max_size=12), st.one_of(st.integers(0, 9), st.text(max_size=9), st.binary(max_size=9)), max_size=8
+    )
+)
 def test_arbitrary_fields_are_refused_and_never_crash(values: dict[str, int | str | bytes]) -> None:
     for kind in wire.REPLIES:
         with pytest.raises(WireError):
