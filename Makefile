@@ -41,8 +41,9 @@ wheel: install
 	$(BIN)/python -m build --wheel --outdir build/wheel
 	sh tests/check_wheel.sh build/wheel/*.whl
 
-proto: install
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. clients/gateway.proto
+proto: install links
+	cd build/links && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  consilium/clients/gateway.proto
 
 clean:
 	rm -rf $(VENV) build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -53,7 +53,7 @@ def main() -> int:
         np.concatenate([quantise(teacher.predict(images[at : at + BATCH])) for at in range(0, len(images), BATCH)])
         for teacher in teachers
     ]
-    pseudo = np.floor(np.mean(soft, axis=0, dtype=np.float32) + np.float32(0.5)).astype(np.uint8)
+    pseudo = np.ceil(np.mean(soft, axis=0, dtype=np.float32) - np.float32(0.5)).astype(np.uint8)  # halves down
     lap("collect")
 
     found = exclusion.statistics(pseudo)

@@ -1,1 +1,1 @@
-"""A site: its teacher, its labelled images, its policy, and the gateway that answers for them."""
+"""The site: what runs in a hospital."""

@@ -66,7 +66,7 @@ class ImageStore:
         """
         try:
             pixels = planes.decode(coded, self._shape)
-        except planes.NotPlanes as error:
+        except planes.PlanesError as error:
             raise WireError(ErrorCode.BAD_IMAGE, f"{name}: {error}") from None
         if image_id(pixels) != name:
             raise WireError(ErrorCode.BAD_IMAGE, f"{name}: the pixels have another hash")

@@ -1,8 +1,8 @@
 """Lossless, bounded coding of uint8 planes: images and soft masks on the wire.
 
 Each plane is predicted from its left, upper and upper-left neighbours (``a + b - c`` modulo 256, exact on ramps) and the
-residual is deflated with run-length matching only. On soft masks this is smaller than PNG and about fifty times faster
-than deflate at level 9 (`benchmarks/mask_size.py`). The inverse is two cumulative sums modulo 256.
+residual is deflated with run-length matching only. On the soft masks of trained teachers this is smaller than PNG and
+much faster than deflate at level 9 (`benchmarks/mask_size.py`). The inverse is two cumulative sums modulo 256.
 
 Decoding never produces more than the declared number of bytes, whatever came in.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 Planes = npt.NDArray[np.uint8]
 
 
-class NotPlanes(ValueError):
+class PlanesError(ValueError):
     """The bytes are not a coding of planes of the declared shape."""
 
 
@@ -44,7 +44,7 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> Planes:
 
     Raises
     ------
-    NotPlanes
+    PlanesError
         If the data is damaged, too short, or expands beyond the shape.
     """
     size = shape[0] * shape[1] * shape[2]
@@ -52,9 +52,9 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> Planes:
     try:
         raw = inflate.decompress(data, size + 1)
     except zlib.error as error:
-        raise NotPlanes(f"damaged: {error}") from None
+        raise PlanesError(f"damaged: {error}") from None
     if len(raw) != size or not inflate.eof or inflate.unused_data:
-        raise NotPlanes(f"does not hold exactly {size} bytes, as the shape {shape} needs")
+        raise PlanesError(f"does not hold exactly {size} bytes, as the shape {shape} needs")
     residual = np.frombuffer(raw, np.uint8).reshape(shape)
     rows = np.cumsum(residual, axis=-2, dtype=np.uint8)
     return np.cumsum(rows, axis=-1, dtype=np.uint8)

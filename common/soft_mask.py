@@ -79,5 +79,5 @@ def decode(data: bytes, shape: Shape) -> SoftMasks:
     """
     try:
         return planes.decode(data, shape)
-    except planes.NotPlanes as error:
+    except planes.PlanesError as error:
         raise WireError(ErrorCode.BAD_MASK, str(error)) from None

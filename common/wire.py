@@ -178,8 +178,9 @@ def from_record(kind: type[MessageT], content: RecordDict) -> MessageT:
     """
     if ERROR_RECORD in content.config_records:
         code = content.config_records[ERROR_RECORD].get("code")
-        known = isinstance(code, str) and code in set(ErrorCode)
-        raise WireError(ErrorCode(code) if known else ErrorCode.BAD_MESSAGE, "answered by the site")
+        if not isinstance(code, str) or code not in set(ErrorCode):
+            raise WireError(ErrorCode.BAD_MESSAGE, "an error that is not on the list")
+        raise WireError(ErrorCode(code), "answered by the site")
     if RECORD not in content.config_records:
         raise WireError(ErrorCode.BAD_MESSAGE, f"no record named {RECORD!r}")
     return validated(kind, dict(content.config_records[RECORD]))

@@ -1,0 +1,1 @@
+"""Settings files; each is a whole run."""

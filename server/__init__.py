@@ -1,0 +1,1 @@
+"""The coordinator: what runs beside the SuperLink."""

@@ -107,7 +107,7 @@ class Memory:
 
 
 @contextmanager
-def measured_memory(every_s: float = 2.0) -> Iterator[Memory]:
+def measured_memory(every_s: float = 5.0) -> Iterator[Memory]:
     """Measure memory while the block runs."""
     memory, ended = Memory(), threading.Event()
     with _thread("measure memory", memory.look, ended, every_s):

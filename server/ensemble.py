@@ -41,7 +41,7 @@ def pseudo_masks(
     for first in range(0, len(images), batch):
         part = np.asarray(images[first : first + batch])
         masks = [soft_mask.quantise(teacher.predict(part)) for teacher in teachers]
-        state = weighted_mean.init(masks[0].shape)  # type: ignore[arg-type]  # four axes
+        state = weighted_mean.init(masks[0].shape)
         for mask, weight in zip(masks, weights or [1] * len(teachers), strict=True):
             weighted_mean.fold(state, mask, weight)
         fused.append(weighted_mean.finish(state))

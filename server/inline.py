@@ -37,8 +37,8 @@ class InMemoryGrid(Grid):
 
     def __init__(self, app: ClientApp, contexts: Mapping[str, Context]) -> None:
         self._app: Final = app
-        self._contexts: Final = {number: context for number, context in enumerate(contexts.values(), 1)}
-        self._names: Final = {number: name for number, name in enumerate(contexts, 1)}
+        self._contexts: Final = dict(enumerate(contexts.values(), 1))
+        self._names: Final = dict(enumerate(contexts, 1))
         self._inbox: Final[queue.SimpleQueue[Message | None]] = queue.SimpleQueue()
         self._replies: Final[dict[str, Message]] = {}
         self._numbers: Final = itertools.count(1)

@@ -129,7 +129,11 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
             board.show(START_LABEL, started, count)
         link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
-        _follow(run, link, {RUN_FOLDER_KEY: str(run.root)})
+        try:
+            _follow(run, link, {RUN_FOLDER_KEY: str(run.root)})
+        finally:
+            for child in sites.children:
+                child.terminate()  # all at once; leaving the block waits for them
 
 
 def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:

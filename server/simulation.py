@@ -35,6 +35,9 @@ class SimulatedSite(Settings):
     hospital: str = Field("", description="phantoms: whose scanner and patients")
     folder: str = Field("", description="folders: holds images/ and masks/")
     images: int = Field(80, ge=1, description="phantoms: labelled images for training")
+    referrals: float = Field(
+        0.0, ge=0, lt=1, description="phantoms: part of these that patients brought along from the other hospitals"
+    )
     share: float = Field(1.0, gt=0, description="busi: its part of the labelled images, relative to the other sites'")
     network: NetworkSettings
     training: TrainingSettings = TrainingSettings(epochs=500)
@@ -173,19 +176,31 @@ def _phantoms(settings: SimulatedStudy) -> FederationData:
         return Labelled(images, masks, sources, ("",) * count)
 
     hospitals = {name: site.hospital or name for name, site in simulation.sites.items()}
+    everywhere = list(dict.fromkeys(hospitals.values()))
     tests = simulation.test_images
+
+    def train(name: str, hospital: str, start: int) -> Labelled:
+        count = simulation.sites[name].images
+        others = [other for other in everywhere if other != hospital]
+        brought = round(count * simulation.sites[name].referrals) if others else 0
+        parts = [make(hospital, f"train {name}", count - brought, start)]
+        for i, other in enumerate(others):
+            share = brought // len(others) + (i < brought % len(others))
+            if share:
+                parts.append(make(other, f"train {name}", share, start))
+        return labelled.join(parts)
+
     sites = {
         name: SiteData(
-            make(hospital, f"train {name}", simulation.sites[name].images, 100_000 * (1 + i)),
+            train(name, hospital, 100_000 * (1 + i)),
             make(hospital, f"test {name}", tests, 10_000_000 + 100_000 * i),
         )
         for i, (name, hospital) in enumerate(hospitals.items())
     }
 
     def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-        names = list(dict.fromkeys(hospitals.values()))
-        for i, hospital in enumerate(names):
-            count = simulation.transferal_images // len(names) + (i < simulation.transferal_images % len(names))
+        for i, hospital in enumerate(everywhere):
+            count = simulation.transferal_images // len(everywhere) + (i < simulation.transferal_images % len(everywhere))
             made = make(hospital, "transferal", count, 20_000_000, simulation.lesion_free)
             yield from zip(made.sources, made.images, strict=True)
 

@@ -62,6 +62,7 @@ _LOOPBACK: Final = ("127.0.0.1", "::1")
 _READY_TIMEOUT_S: Final = 60.0
 _PORT_TRIES: Final = 3
 _POLL_S: Final = 0.2
+_WATCH_S: Final = 1.0
 _SHORT_LIFE_S: Final = 5.0
 _CERTIFICATE_DAYS: Final = 365
 _GRACE_S: Final = 3.0  # sites still connected keep the SuperLink from ending by itself; its database does not mind
@@ -368,7 +369,7 @@ class SuperLink:
                     on_change(now)
                 last = now
             if not last.finished:
-                time.sleep(_POLL_S)
+                time.sleep(_WATCH_S)
         return last
 
     def run_log(self, run_id: int) -> str:

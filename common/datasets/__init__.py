@@ -1,0 +1,1 @@
+"""Data sets, one a file, in the form they are published in."""

@@ -15,7 +15,8 @@ def read(folder: Path, size: int, channels: int) -> Labelled:
     Parameters
     ----------
     folder
-        Holds ``images/`` and ``masks/``; the masks of ``a.png`` are ``a.*``, ``a_mask.*`` or ``a_mask_1.*``, ...: their union counts.
+        Holds ``images/`` and ``masks/``; the masks of ``a.png`` are ``a.*``, ``a_mask.*`` or ``a_mask_1.*`` and so on: their
+        union counts.
     size, channels
         Of the canonical form.
 

@@ -31,7 +31,7 @@ def groups(images: npt.NDArray[np.uint8]) -> list[str]:
     pairs: list[npt.NDArray[np.int64]] = []
     for first in range(0, len(images), 512):  # blocks, so that memory does not grow with the square
         found = np.argwhere(thumbnails[first : first + 512] @ thumbnails.T > LEAST_CORRELATION)
-        pairs.append(found + (first, 0))
+        pairs.append(found + np.array((first, 0)))
     rows, columns = np.concatenate(pairs).T
     graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(len(images),) * 2)
     _, labels = connected_components(graph, directed=False)

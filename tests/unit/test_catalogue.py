@@ -74,8 +74,8 @@ def test_a_second_build_into_the_same_folder_is_refused(built: catalogue.Catalog
 
 def test_shapes_must_agree_and_there_must_be_one_image(tmp_path: Path) -> None:
     key = make_signing_key(tmp_path / "key")
+    wide = np.zeros((1, 32, 64), np.uint8)
     with pytest.raises(DataError, match="have one shape"):
-        wide = np.zeros((1, 32, 64), np.uint8)
         catalogue.build(tmp_path / "a", "a", [CatalogueImage(pixels(1), ""), CatalogueImage(wide, "")], key)
     with pytest.raises(DataError, match="at least one image"):
         catalogue.build(tmp_path / "b", "b", [], key)

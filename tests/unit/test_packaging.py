@@ -68,6 +68,7 @@ def test_constraints_pin_every_dependency() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    wanted = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = [*PROJECT["project"]["dependencies"], *(name for extra in extras for name in extra)]
     names = {text.split(">")[0].split("=")[0].split("[")[0].strip().lower() for text in wanted}
     assert names <= pinned

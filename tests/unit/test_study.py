@@ -1,6 +1,7 @@
 """Settings: every fault at once, unknown keys, the shipped files, and the way through Flower's run-config."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,16 @@ def test_shipped_settings_are_found_by_name_and_others_are_named() -> None:
     assert find_settings(Path("demo.toml")).samefile(CONFIGS / "demo.toml")
     with pytest.raises(SettingsError, match=r"none of that name is shipped \(.*demo.toml"):
         find_settings(Path("nope.toml"))
+
+
+def test_flowers_defaults_are_the_studys_own() -> None:
+    config = read_toml(CONFIGS.parent / "pyproject.toml")["tool"]["flwr"]["app"]["config"]
+    expected = to_run_config(parse(Study, MINIMAL, "x")) | {"run-folder": "", "name": "", "sites": ""}
+    assert flat(config) == expected
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
