@@ -87,7 +87,8 @@ class MaskFile:
         self._path: Final = path
         self._shape: Final = (count, *shape)
         self._bytes: Final = int(np.prod(shape))
-        path.touch()
+        if not path.exists():
+            path.touch()
         found, wanted = path.stat().st_size, count * self._bytes
         if holds_masks and found != wanted:
             raise StateError(
