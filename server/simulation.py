@@ -200,7 +200,9 @@ def _phantoms(settings: SimulatedStudy) -> FederationData:
 
     def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
         for i, hospital in enumerate(everywhere):
-            count = simulation.transferal_images // len(everywhere) + (i < simulation.transferal_images % len(everywhere))
+            count = simulation.transferal_images // len(everywhere) + (
+                i < simulation.transferal_images % len(everywhere)
+            )
             made = make(hospital, "transferal", count, 20_000_000, simulation.lesion_free)
             yield from zip(made.sources, made.images, strict=True)
 

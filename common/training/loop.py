@@ -209,6 +209,8 @@ class _Run:
             images, targets = augment(images, targets, Draw.of(batch, generator).part(self.share))
         loss = dice_bce(self.module(images), targets, weights)
         self.fabric.backward(loss)
+        for group in self.plain_optimizer.param_groups:
+            group["lr"] = self.settings.rate(step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()

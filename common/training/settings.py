@@ -1,5 +1,6 @@
 """How a network is trained. Imports no torch."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,9 @@ class TrainingSettings(Settings):
     image_budget: int = Field(0, ge=0, description="images seen in all, repeats counted")
     batch: int = Field(4, ge=1, description="images a step, over all processes together")
     learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate: the paper's, or down to 0 along half a cosine"
+    )
     augment: bool = Field(True, description="the five augmentations of appendix A.1")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -31,6 +35,12 @@ class TrainingSettings(Settings):
                 f"exactly one of epochs and image-budget is above 0; got {self.epochs} and {self.image_budget}"
             )
         return self
+
+    def rate(self, step: int, steps: int) -> float:
+        """Give the learning rate of a step, counted from 0, of so many; a function of the step alone, so that it resumes."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
     def steps(self, image_count: int) -> int:
         """Give the number of optimiser steps on `image_count` images.

@@ -71,5 +71,3 @@ def test_the_same_settings_give_the_same_data(tmp_path: Path) -> None:
     assert len(hashes) == 1
     other = parse(SimulatedStudy, read_toml(TINY) | {"seed": 4}, "x")
     assert prepare(RunFolder(tmp_path / "c"), other).hash not in hashes
-
-
