@@ -66,7 +66,7 @@ def answer(port: SitePort, kind: type[Envelope], content: RecordDict) -> RecordD
 def _relay(kind: type[Envelope]) -> Callable[[Message, Context], Message]:
     def relay(message: Message, context: Context) -> Message:
         try:
-            port = _find(context)
+            port = _find(context, message.metadata.group_id)
         except Exception:
             LOG.exception("the site could not be opened")
             return Message(error_record(ErrorCode.GATEWAY_UNREACHABLE), reply_to=message)
@@ -75,7 +75,7 @@ def _relay(kind: type[Envelope]) -> Callable[[Message, Context], Message]:
     return relay
 
 
-def _find(context: Context) -> SitePort:
+def _find(context: Context, site: str) -> SitePort:
     if "gateway" in context.node_config:
         return _connect(str(context.node_config["gateway"]))
     if "sites-folder" not in context.run_config or "partition-id" not in context.node_config:
@@ -83,7 +83,7 @@ def _find(context: Context) -> SitePort:
             "a node needs gateway in its node config, or a simulation sites-folder and sites in the run config"
         )
     names = list(split_commas(context.run_config["sites"]))  # type: ignore[call-overload]  # a list for a text
-    name = names[int(context.node_config["partition-id"])]
+    name = site if site in names else names[int(context.node_config["partition-id"])]
     return _open(Path(str(context.run_config["sites-folder"])) / name / "site.toml")
 
 

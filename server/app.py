@@ -28,8 +28,8 @@ POLL_S: Final = 0.2
 class GridPost:
     """Carries messages over a Flower grid, to sites by the name their key was registered under.
 
-    In Flower's simulation nodes have no names: there the sites of the study are the nodes, in ascending order of node
-    id, and each site's answer says who it is.
+    In Flower's simulation nodes have no names and no data of their own: each plays the site that a message is for, which
+    is the message's group.
     """
 
     def __init__(self, grid: Grid, sites: tuple[str, ...]) -> None:
@@ -53,7 +53,7 @@ class GridPost:
         node = self._nodes().get(site)
         if node is None:
             raise WireError(ErrorCode.SITE_UNREACHABLE)
-        message = Message(content, dst_node_id=node, message_type=action, ttl=timeout_s)
+        message = Message(content, dst_node_id=node, message_type=action, ttl=timeout_s, group_id=site)
         [ticket] = self._grid.push_messages([message])
         if not ticket:
             raise WireError(ErrorCode.SITE_UNREACHABLE, "the SuperLink did not take the message")
