@@ -1,7 +1,4 @@
-"""Distill any list of segmentation models into one student, on a folder of unlabelled images. No federation needed.
-
-python examples/ensemble_distillation.py IMAGES OUT [--test FOLDER]     # FOLDER holds images/ and masks/
-"""
+"""Distill segmentation models into one student, no federation needed: IMAGES OUT [--test FOLDER with images/, masks/]."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +18,7 @@ from consilium.server.distill import card_of, distill
 from consilium.server.ensemble import pseudo_masks
 from consilium.server.exclusion import reasons, statistics
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(description=__doc__)
 for name, kind in {"images": Path, "out": Path, "--test": Path, "--size": int, "--budget": int}.items():
     parser.add_argument(name, type=kind, default={"--size": 128, "--budget": 2000}.get(name))
 a = parser.parse_args()
@@ -29,7 +26,6 @@ a = parser.parse_args()
 # Your models here: any torch module or callable from float images (n, C, H, W) to logits (n, K, h, w).
 models = [lambda x, k=k: 30 * (0.3 - avg_pool2d(x, k, 1, k // 2, count_include_pad=False)) for k in (5, 9, 13)]
 teachers = [ModuleTeacher(model, logits=True) for model in models]
-
 images, _ = read_folder(a.images, a.size)
 masks = pseudo_masks(teachers, images)
 kept = np.flatnonzero([not why for why in reasons(statistics(masks), alpha=256, beta=6.0, size=a.size)])
