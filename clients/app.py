@@ -1,8 +1,9 @@
 """The Flower ClientApp: a relay to the site's gateway.
 
-It holds no data and imports no torch: Flower starts a fresh process of it for every message, of code the server ships. What
-it may ask is decided by the gateway. In Flower's simulation, where there is no gateway, the site is opened in this
-process instead: the run-config's ``sites-folder`` holds ``NAME/site.toml`` for each of ``sites``.
+It holds no data and imports no torch; what it may ask is decided by the gateway. At a site it is run by the resident process
+(`clients/resident.py`), from the installed package. In Flower's simulation there is no gateway: the site is opened in this
+process, from the run-config's ``sites-folder``, which holds ``NAME/site.toml`` for each of ``sites``; a virtual node plays the
+site that a message's group names.
 """
 
 import logging

@@ -205,3 +205,12 @@ class Ledger:
 
     def _scalar(self, query: str, values: Sequence[str]) -> str:
         return str(self._database.execute(query, values).fetchone()[0])
+
+
+def failure_of(path: Path) -> str:
+    """What stopped the study of a ledger, in words; empty if nothing did."""
+    ledger = Ledger.open(path)
+    try:
+        return ledger.results("failure").get("", "")
+    finally:
+        ledger.close()

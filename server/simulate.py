@@ -25,7 +25,7 @@ from consilium.server.app import RUN_FOLDER_KEY, main
 from consilium.server.board import STAGE_LABELS, Board, following, measured_memory
 from consilium.server.bundle import write_bundle
 from consilium.server.inline import in_memory_grid
-from consilium.server.ledger import Ledger
+from consilium.server.ledger import Ledger, failure_of
 from consilium.server.run_folder import RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
 from consilium.server.superlink import SuperLink
@@ -156,7 +156,7 @@ def _follow(run: RunFolder, link: SuperLink, config: RunConfig, *, virtual_sites
         raise
     (run.root / "log" / "serverapp.log").write_text(link.run_log(number), "utf-8")
     if not status.completed:
-        told = _failure(run)
+        told = failure_of(run.ledger)
         raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {run.root / 'log'}")
 
 
@@ -175,14 +175,6 @@ def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:
         "sites": ",".join(settings.sites),
         "sites-folder": str(run.root / "sites"),
     }
-
-
-def _failure(run: RunFolder) -> str:
-    ledger = Ledger.open(run.ledger)
-    try:
-        return ledger.results("failure").get("", "")
-    finally:
-        ledger.close()
 
 
 def _with_ledger(run: RunFolder, act: Callable[[Ledger], None]) -> None:

@@ -15,7 +15,7 @@ from consilium.common.study import Study
 from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
-from consilium.server.ledger import Ledger
+from consilium.server.ledger import failure_of
 from consilium.server.run_folder import RunFolder
 
 POLL_S: Final = 3.0
@@ -58,7 +58,9 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
                 break
             time.sleep(POLL_S)
     if listed["status"] != "finished:completed":
-        raise StudyError(_failure(run) or f"the run ended as {listed['status']}; `flwr log {number}` shows why")
+        raise StudyError(
+            failure_of(run.ledger) or f"the run ended as {listed['status']}; `flwr log {number}` shows why"
+        )
 
 
 def _flwr(*arguments: str) -> dict[str, Any]:
@@ -72,11 +74,3 @@ def _flwr(*arguments: str) -> dict[str, Any]:
     if not told.get("success", True):
         raise MachineError(f"`flwr {arguments[0]}` failed: {told.get('error-message', told)}")
     return told
-
-
-def _failure(run: RunFolder) -> str:
-    ledger = Ledger.open(run.ledger)
-    try:
-        return ledger.results("failure").get("", "")
-    finally:
-        ledger.close()
