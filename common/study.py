@@ -29,8 +29,10 @@ class ImageSettings(Settings):
 class CollectSettings(Settings):
     """How soft masks are asked for."""
 
-    chunk: int = Field(64, ge=1, le=4096, description="images in one request")
-    chunks_in_flight: int = Field(2, ge=1, le=64, description="chunks being collected at a time; bounds memory")
+    chunk: int = Field(32, ge=1, le=4096, description="images in one request")
+    chunks_in_flight: int = Field(
+        8, ge=1, le=64, description="chunks being collected at a time; bounds memory, and keeps a site from waiting"
+    )
     quorum: int = Field(0, ge=0, description="sites that must answer an image; 0 means all of them")
     deadline_s: float = Field(3600.0, gt=0, description="seconds a chunk waits for its sites")
     retries: int = Field(2, ge=0, le=100, description="times a failed request is repeated")

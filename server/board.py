@@ -20,6 +20,7 @@ STAGE_LABELS: Final = {
     "collect": "soft masks are collected and fused",
     "select": "images without a salient target are excluded",
     "distill": "the student is trained",
+    "export": "the student is exported to ONNX",
     "test": "all are scored on the pooled test images",
     "evaluate": "sites evaluate the student",
     "fine-tune": "sites fine-tune the student",

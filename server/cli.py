@@ -149,6 +149,7 @@ def distill(run: RunArgument) -> None:
 
         with Board(Console()) as board, following(board, study.folder.ledger):
             study.distill(study.select())
+            study.export()
             study.test()
     report(run)
 

@@ -104,8 +104,13 @@ class Inquiry(Generic[ReplyT]):
         self._waiting = [ask for ask in self._waiting if ask.site != site]
         self._sent = {ticket: ask for ticket, ask in self._sent.items() if ask.site != site}
 
-    def outcomes(self) -> Iterator[Outcome[ReplyT]]:
-        """Give outcomes as they come, until all that was asked (also meanwhile) has one."""
+    def outcomes(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Outcome[ReplyT]]:
+        """Give outcomes as they come, until all that was asked (also in between) has one.
+
+        ``meanwhile`` is done once, when the first questions are on their way: the sites are busy then, and this side is not.
+        """
+        yield from self._send_what_is_due()
+        meanwhile()
         while self._waiting or self._sent:
             yield from self._send_what_is_due()
             if self._sent:

@@ -132,6 +132,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
         try:
             _follow(run, link, {RUN_FOLDER_KEY: str(run.root)})
         finally:
+            link.retire()
             for child in sites.children:
                 child.terminate()  # all at once; leaving the block waits for them
 

@@ -8,10 +8,10 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,24 +21,23 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
 from consilium.common.metrics import dice, score
-from consilium.common.networks import student_files
 from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.common.training.loop import Progress
-from consilium.common.training.predict import predict
 from consilium.common.wire import Score
 from consilium.server import exclusion
 from consilium.server.collect import Collector, Watched
-from consilium.server.distill import card_of, distill
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile, RunFolder
 
+if TYPE_CHECKING:
+    from consilium.common.training.loop import Progress
+
 EXAMPLES: Final = 12
 """Transferal images whose masks are kept site by site, for the report's gallery."""
 
-TELL_EVERY_S: Final = 0.5
+TELL_EVERY_S: Final = 1.0
 
 
 @dataclass
@@ -56,6 +55,7 @@ class StudyRun:
     catalogue: Catalogue
     ledger: Ledger
     _told: float = field(default=0.0, init=False)
+    _open: list[str] = field(default_factory=list, init=False)
     _clock: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class StudyRun:
             for site in self.study.sites:
                 inquiry.ask(site, 0, request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
-            for outcome in self._outcomes(inquiry, "describe"):
+            for outcome in self._outcomes(inquiry, "describe", _import_torch):
                 reply = outcome.reply
                 if isinstance(reply, WireError):
                     continue
@@ -139,8 +139,8 @@ class StudyRun:
             ).run()
 
     def evaluate(self, post: Post) -> None:
-        """Let every site evaluate the student on its own labelled images, beside its teacher."""
-        self._visit(post, "evaluate", wire.EvaluateRequest, wire.EvaluateReply, self.study.sites)
+        """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
+        self._visit(post, "evaluate", wire.EvaluateRequest, wire.EvaluateReply, self.study.sites, self.export)
 
     def fine_tune(self, post: Post) -> None:
         """Let sites fine-tune the student on their own labelled images; the result stays there."""
@@ -181,7 +181,10 @@ class StudyRun:
         return found, reasons
 
     def distill(self, kept: npt.NDArray[np.int64]) -> None:
-        """Train the student, and save it as safetensors, as ONNX and with its card."""
+        """Train the student, and save it as safetensors with its card."""
+        from consilium.common.networks import student_files
+        from consilium.server.distill import card_of, distill
+
         if self._finished("distill"):
             return
         with self._stage("distill"):
@@ -204,9 +207,19 @@ class StudyRun:
                 "versions": wire.versions(),
             }
             student_files.save_student(self.folder.student, student, card)
-            student_files.export_onnx(student, self.folder.student / "student.onnx", channels, size)
             self.ledger.keep_result("", "history", json.dumps(history.curve))
             self.ledger.keep_result("", "parameters", str(card["parameters"]))
+
+    def export(self) -> None:
+        """Save the student as ONNX too, for those who run it without torch."""
+        from consilium.common.networks import student_files
+
+        if self._finished("export"):
+            return
+        with self._stage("export"):
+            student, _ = student_files.load_student(self.folder.student)
+            size, channels = self.study.image.size, self.study.image.channels
+            student_files.export_onnx(student, self.folder.student / "student.onnx", channels, size)
 
     def test(self) -> None:
         """Score teachers, ensemble and student on the coordinator's own test images, where it has any."""
@@ -235,6 +248,9 @@ class StudyRun:
 
     def student_masks(self, indices: npt.NDArray[np.int64]) -> SoftMasks:
         """The student's soft masks of images of the catalogue: uint8 (n, K, H, W)."""
+        from consilium.common.networks import student_files
+        from consilium.common.training.predict import predict
+
         student, _ = student_files.load_student(self.folder.student)
         return soft_mask.quantise(
             predict(student, self.catalogue.pixels[indices], device=self.study.student.training.device)
@@ -264,10 +280,12 @@ class StudyRun:
         request: type[wire.EvaluateRequest] | type[wire.FineTuneRequest],
         reply: type[wire.EvaluateReply] | type[wire.FineTuneReply],
         sites: tuple[str, ...],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Send the student to sites and keep what they measured."""
         have = self.ledger.results(stage)
         if self._finished(stage) and set(sites) <= set(have):
+            meanwhile()
             return  # else sites that failed the last time are asked again
         with self._stage(stage):
             card = (self.folder.student / "card.json").read_text("utf-8")
@@ -283,14 +301,14 @@ class StudyRun:
                     )
             done = len(have)
             self.tell(stage, done, len(sites))
-            for outcome in self._outcomes(inquiry, stage):
+            for outcome in self._outcomes(inquiry, stage, meanwhile):
                 if not isinstance(outcome.reply, WireError):
                     done += 1
                     self.ledger.keep_result(outcome.site, stage, outcome.reply.model_dump_json())
                     self.tell(stage, done, len(sites))
 
-    def _outcomes(self, inquiry: Inquiry[Any], stage: str) -> Iterator[Outcome[Any]]:
-        for outcome in inquiry.outcomes():
+    def _outcomes(self, inquiry: Inquiry[Any], stage: str, meanwhile: Callable[[], None]) -> Iterator[Outcome[Any]]:
+        for outcome in inquiry.outcomes(meanwhile):
             self.ledger.moved(outcome.site, stage, outcome.received, outcome.sent)
             if isinstance(outcome.reply, WireError):
                 self.ledger.tell(stage, str(outcome.reply), outcome.site)
@@ -355,7 +373,7 @@ class StudyRun:
         return before + time.monotonic() - started
 
     def _on_step(self, stage: str) -> Any:
-        def on_step(progress: Progress) -> None:
+        def on_step(progress: "Progress") -> None:
             now = time.monotonic()
             if now - self._told >= TELL_EVERY_S or progress.step == progress.steps:
                 self._told = now
@@ -367,13 +385,25 @@ class StudyRun:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Time a stage over all its starts, and record its end."""
-        held = self.ledger.stage(name)
-        self._clock[name] = (time.monotonic(), held.seconds if held else 0.0)
+        """Time a stage over all its starts, and record its end; a stage within another counts for itself alone."""
+        held, began = self.ledger.stage(name), time.monotonic()
+        self._clock[name] = (began, held.seconds if held else 0.0)
         if held is None:
             self.tell(name, 0, 1)
-        yield
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._open.remove(name)
+            for outer in self._open:
+                started, before = self._clock[outer]
+                self._clock[outer] = (started + time.monotonic() - began, before)
         self.ledger.finish(name, self._seconds(name))
+
+
+def _import_torch() -> None:
+    """Import what the student's stages need: it takes seconds, and the sites have just been asked something."""
+    import consilium.server.distill  # noqa: F401
 
 
 def _teacher_card(text: str) -> dict[str, Any]:

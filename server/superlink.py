@@ -403,6 +403,11 @@ class SuperLink:
                 else:
                     self._superexec = self._start_superexec()
 
+    def retire(self) -> None:
+        """Start no further run: tell the SuperExec to end, and do not wait for it. `stop` follows."""
+        if self._superexec is not None:
+            self._superexec.terminate()
+
     def stop(self) -> None:
         """Stop all; safe to repeat. The home folder stays, and `start` takes up from it."""
         self._control.close()  # first: the SuperLink waits for open connections
