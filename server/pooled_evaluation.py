@@ -43,7 +43,7 @@ class Evaluated:
 
     def summary(self, rng: np.random.Generator) -> dict[str, Any]:
         """Sum it up; see `consilium.common.evaluation.summary`."""
-        return summarise(self.parts, rng) | {"unmatched": list(self.unmatched)}
+        return summarise(self.parts, rng) | {"unmatched": {"predictions": list(self.unmatched), "truth": []}}
 
 
 def evaluate(
@@ -79,10 +79,11 @@ def evaluate(
         canonical = Part(one.kind, one.name, "canonical")
         found.parts.append(measure_all(canonical, labels, zip(samples, one.masks, truth, strict=True)))
         on_part(len(found.parts), total)
-    for one in scored if native is not None else ():
-        pairs = ((samples[i], one.masks[i], load()[None]) for i, load in native.masks.items())
-        found.parts.append(measure_all(Part(one.kind, one.name, "native"), labels, pairs))
-        on_part(len(found.parts), total)
+    if native is not None:
+        for one in scored:
+            pairs = ((samples[i], one.masks[i], load()[None]) for i, load in native.masks.items())
+            found.parts.append(measure_all(Part(one.kind, one.name, "native"), labels, pairs))
+            on_part(len(found.parts), total)
     return found
 
 

@@ -70,6 +70,6 @@ def _bins(counts: LevelCounts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     pixels = counts.sum(axis=0)
 
     def binned(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        return np.bincount(_BIN_OF_LEVEL, weights, BINS)
+        return np.asarray(np.bincount(_BIN_OF_LEVEL, weights, BINS), np.float64)
 
     return binned(pixels), binned(pixels * _PROBABILITY), binned(counts[1])

@@ -3,7 +3,9 @@
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +13,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from consilium.common.datasets.cases import Case
 from consilium.common.errors import DataError
-from consilium.common.evaluation.rows import Sample
+from consilium.common.evaluation.rows import Part, Sample, measure_all, to_csv
+from consilium.common.evaluation.summary import summarise
 from consilium.common.images import image_files
 
 Truths = Mapping[str, Callable[[], npt.NDArray[np.bool_]]]
 """By the name of an image, what gives its true mask bool (H, W) at the image's own size. Nothing is read before it is asked."""
 
-THRESHOLD = 127
+THRESHOLD: Final = 127
 """A pixel of a true mask is target above this level."""
 
 
@@ -57,9 +60,9 @@ def truths_of_folder(folder: Path) -> dict[str, Callable[[], npt.NDArray[np.bool
         masks = [read_gray(path) > THRESHOLD for path in paths]
         if len({mask.shape for mask in masks}) > 1:
             raise DataError(f"{paths[0]}: the masks of one image have one size; those of this image have not")
-        return np.logical_or.reduce(masks)
+        return np.asarray(np.logical_or.reduce(masks), np.bool_)
 
-    return {name: lambda paths=paths: load(paths) for name, paths in mask_files(folder).items()}
+    return {name: partial(load, paths) for name, paths in mask_files(folder).items()}
 
 
 def truths_of_cases(cases: Iterable[Case]) -> dict[str, Callable[[], npt.NDArray[np.bool_]]]:
@@ -85,8 +88,8 @@ class Match:
 
 def match(predictions: Iterable[str], truths: Iterable[str]) -> Match:
     """Find what can be compared; `DataError` if nothing can."""
-    first, second = list(predictions), list(truths)
-    both = tuple(name for name in first if name in set(second))
+    first, second = dict.fromkeys(predictions), dict.fromkeys(truths)
+    both = tuple(name for name in first if name in second)
     if not both:
         raise DataError(
             "predictions and true masks are matched by file name without its ending; none match. Predictions are called "
@@ -94,9 +97,54 @@ def match(predictions: Iterable[str], truths: Iterable[str]) -> Match:
         )
     return Match(
         both,
-        tuple(name for name in first if name not in set(second)),
-        tuple(name for name in second if name not in set(first)),
+        tuple(name for name in first if name not in second),
+        tuple(name for name in second if name not in first),
     )
+
+
+@dataclass(frozen=True)
+class FoldersEvaluated:
+    """Two folders compared: the summary, the table as CSV, what did not match, and which images have no group in the table."""
+
+    summary: dict[str, Any]
+    table: str
+    match: Match
+    without_group: tuple[str, ...]
+
+
+def evaluate(
+    predictions: Path,
+    truth: Path,
+    groups: Mapping[str, str],
+    watched: Callable[[tuple[str, ...]], Iterable[str]] = tuple,
+    seed: int = 0,
+) -> FoldersEvaluated:
+    """Evaluate a folder of masks against a folder of true masks.
+
+    Parameters
+    ----------
+    predictions, truth
+        Folders of mask files, matched by file name; see `mask_files`. The predictions are soft or binary, one an image.
+    groups
+        The patient, or group of near duplicates, of images, by name; of those not in it, each is a group of its own.
+    watched
+        Gives the names back one by one, for a progress bar.
+    seed
+        Draws the intervals' resamples.
+
+    Raises
+    ------
+    DataError
+        If nothing matches, a file cannot be read, or masks look like 0 and 1; see `pairs`.
+    """
+    found, truths = mask_files(predictions), truths_of_folder(truth)
+    matched = match(found, truths)
+    part = Part("prediction", predictions.resolve().name, "native")
+    measure_all(part, ("mask",), pairs(found, truths, watched(matched.both), groups))
+    summary = summarise([part], np.random.default_rng(seed))
+    summary["unmatched"] = {"predictions": list(matched.only_predictions), "truth": list(matched.only_truth)}
+    without = tuple(name for name in matched.both if name not in groups) if groups else ()
+    return FoldersEvaluated(summary, to_csv([part]), matched, without)
 
 
 def pairs(
@@ -155,5 +203,6 @@ def read_gray(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: cannot be read as a mask ({error}); export it again, or take it out") from None
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
