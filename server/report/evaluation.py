@@ -23,6 +23,7 @@ DISTANCES: Final = (
     "pixels of the other. Pixels, not millimetres. Missed: nothing was drawn; this counts with the image's diagonal as "
     "distance, and with 0 in all else, and is never left out."
 )
+STRETCHED: Final = "At the study's size images are stretched to a square, and distances with them."
 SURENESS: Final = (
     "Calibration error (ECE) and Brier score: from 0, which is perfect, to 1; over all pixels of all images, most of which "
     "are sure background."
@@ -60,10 +61,9 @@ def evaluation_verdict(summary: Summary) -> list[str]:
         test = next(one for one in block["comparisons"] if one["teacher"] == rival["name"])
         where = f"{_of_label(summary, block)}{_grid_words(block)}"
         said.append(
-            f"{where[0].upper()}{where[1:]}, the student's Dice is {_interval(student['measures']['dice'])}. It is the better "
-            f"one on {test['wins']} and the worse one on {test['losses']} of {test['images']} images against the best single "
-            f"teacher ({rival['name']}): median difference {test['median_difference']:+.1f} points, p = "
-            f"{_p_text(test['p_holm'])}."
+            f"{where[0].upper()}{where[1:]}, the student's Dice is {_interval(student['measures']['dice'])}. Against the best "
+            f"single teacher ({rival['name']}) it is better on {test['wins']} and worse on {test['losses']} of "
+            f"{test['images']} images; median difference {test['median_difference']:+.1f} points, {_p_text(test['p_holm'])}."
         )
         if student["worst_site"]:
             worst = next(one for one in student["sites"] if one["site"] == student["worst_site"])
@@ -106,10 +106,8 @@ def _outline(block: Mapping[str, Any]) -> Table:
         )
         for one in block["predictors"]
     )
-    note = DISTANCES + (
-        " Images are stretched to a square here, and distances with them." if block["grid"] == "canonical" else ""
-    )
-    return Table(f"Outline, {_title(block)}", columns, rows, notes=(note,))
+    notes = (DISTANCES, STRETCHED) if block["grid"] == "canonical" else (DISTANCES,)
+    return Table(f"Outline, {_title(block)}", columns, rows, notes=notes)
 
 
 def _cells(
@@ -164,8 +162,8 @@ def _comparisons(block: Mapping[str, Any]) -> Table:
             Cell(_signed(one["median_difference"])),
             Cell(_interval(one["mean_difference"], signed=True)),
             Cell(f"{one['wins']} / {one['ties']} / {one['losses']}"),
-            Cell(_p_text(one["p"])),
-            Cell(_p_text(one["p_holm"])),
+            Cell(_p_text(one["p"]).removeprefix("p = ").removeprefix("p ")),
+            Cell(_p_text(one["p_holm"]).removeprefix("p = ").removeprefix("p ")),
         )
         for one in block["comparisons"]
     )
@@ -262,4 +260,4 @@ def _interval(score: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
