@@ -154,15 +154,93 @@ def distill(run: RunArgument) -> None:
     report(run)
 
 
-@app.command(epilog="Example:  consilium evaluate runs/demo")
-def evaluate(run: RunArgument) -> None:
-    """Score teachers, ensemble and student again on the coordinator's own test images."""
-    with _opened(run) as study:
+@app.command(
+    epilog="Examples:  consilium evaluate runs/demo\n\n"
+    "consilium evaluate runs/breast Dataset_BUSI_with_GT\n\n"
+    "consilium evaluate predicted/ DDTI/mask --groups ddti.csv --out evaluated/"
+)
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="RUN|PREDICTIONS", help="run folder, or a folder of masks")],
+    truth: Annotated[
+        Path | None,
+        typer.Argument(
+            help="folder of true masks, matched by file name; with a run folder it adds the images' own size"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="two folders of masks: where evaluation.csv and evaluation.json go")
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="two folders of masks: CSV with an image and its patient or group a line")
+    ] = None,
+) -> None:
+    """Evaluate a study's teachers, ensemble and student on its test images, or any folder of masks.
+
+    Dice, IoU, precision, recall, distances between outlines, calibration; with intervals, tests against each teacher, worst
+    site and lesion size. A run folder gets evaluation.csv and evaluation.json, and its report anew. Masks of a folder are
+    soft (gray levels 0 to 255) or binary (0 and 255), and are brought to the size of the true masks.
+    """
+    if not (predictions / "study.toml").is_file():
+        _evaluate_folders(predictions, truth, out, groups)
+        return
+    if out or groups:
+        raise SettingsError(
+            f"--out and --groups are for two folders of masks; the evaluation of a study stays in its folder ({predictions}), "
+            "and the groups are those of its test images"
+        )
+    from consilium.common.evaluation.folders import truths_of_folder
+    from consilium.server.report import write_report
+    from consilium.server.report.evaluation import console_evaluation
+
+    with _opened(predictions) as study:
         if not (study.folder.test_set / "index.csv").is_file():
-            raise DataError(f"{run}: the coordinator holds no labelled test images here ({study.folder.test_set})")
+            raise DataError(
+                f"{predictions}: the coordinator holds no labelled test images here ({study.folder.test_set})"
+            )
+        native = truths_of_folder(truth) if truth else None
         study.ledger.reopen("test")
-        study.test()
-    report(run)
+        study.test(native)
+        write_report(study)
+        summary = study.evaluation()
+    console = Console()
+    if summary:
+        console.print(console_evaluation(summary))
+    console.print(f"Report: {(predictions / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+
+
+def _evaluate_folders(predictions: Path, truth: Path | None, out: Path | None, groups: Path | None) -> None:
+    from rich.progress import track
+
+    from consilium.common.evaluation import folders
+
+    if truth is None:
+        raise SettingsError(
+            f"{predictions} is not a run folder (study.toml is missing); to evaluate a folder of masks, give the folder of "
+            "true masks as well"
+        )
+    console = Console()
+    evaluated = folders.evaluate(
+        predictions,
+        truth,
+        folders.read_groups(groups) if groups else {},
+        lambda names: track(names, "measuring", console=console, transient=True),
+    )
+    for words, names in (
+        ("predictions without a true mask, left out", evaluated.match.only_predictions),
+        ("true masks without a prediction, left out and not counted as missed", evaluated.match.only_truth),
+        ("images that the table of groups does not name, each a group of its own", evaluated.without_group),
+    ):
+        if names:
+            console.print(f"[bold]{len(names)} {words}:[/] {_escaped(', '.join(names))}", highlight=False)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.csv").write_text(evaluated.table, "utf-8")
+        (out / "evaluation.json").write_text(json.dumps(evaluated.summary, indent=2) + "\n", "utf-8")
+    from consilium.server.report.evaluation import console_evaluation
+
+    console.print(console_evaluation(evaluated.summary))
+    if out:
+        console.print(f"Table and summary: {out.resolve()}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example:  consilium report runs/demo")

@@ -35,6 +35,9 @@ class RunFolder:
         self.selection: Final = self.root / "selection.csv"
         self.student: Final = self.root / "student"
         self.test_set: Final = self.root / "test"
+        self.test_sites: Final = self.test_set / "sites.csv"
+        self.evaluation_rows: Final = self.root / "evaluation.csv"
+        self.evaluation: Final = self.root / "evaluation.json"
         self.metrics: Final = self.root / "metrics.json"
         self.report: Final = self.root / "report.html"
 

@@ -24,6 +24,7 @@ from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, Settings
 from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
+from consilium.server.pooled_evaluation import write_test_sites
 from consilium.server.run_folder import RunFolder
 
 Engine = Literal["processes", "ray", "inline"]
@@ -138,6 +139,9 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
         pooled = labelled.join([site.test for site in data.sites.values()])
         ids = tuple(image_id(image) for image in pooled.images)
         labelled.pack(run.test_set, Labelled(pooled.images, pooled.masks, ids, pooled.groups))
+        write_test_sites(
+            run, dict(zip(ids, (name for name, site in data.sites.items() for _ in site.test.sources), strict=True))
+        )
 
         def images() -> Iterator[CatalogueImage]:
             for image, source in zip(pooled.images, pooled.sources, strict=True):

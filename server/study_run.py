@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,15 +21,18 @@ from consilium.common import soft_mask, wire
 from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
+from consilium.common.evaluation.folders import Truths
+from consilium.common.evaluation.rows import to_csv
 from consilium.common.metrics import dice, score
 from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
-from consilium.server import exclusion
+from consilium.server import exclusion, pooled_evaluation
 from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
+from consilium.server.pooled_evaluation import Scored
 from consilium.server.run_folder import MaskFile, RunFolder
 
 if TYPE_CHECKING:
@@ -221,21 +225,32 @@ class StudyRun:
             size, channels = self.study.image.size, self.study.image.channels
             student_files.export_onnx(student, self.folder.student / "student.onnx", channels, size)
 
-    def test(self) -> None:
-        """Score teachers, ensemble and student on the coordinator's own test images, where it has any."""
+    def test(self, native: Truths | None = None) -> None:
+        """Score teachers, ensemble and student on the coordinator's own test images, where it has any.
+
+        Parameters
+        ----------
+        native
+            True masks at the images' own sizes, by name: then all are evaluated there, too.
+        """
         if self._finished("test") or not labelled.is_packed(self.folder.test_set):
             return
         with self._stage("test"):
             indices, truth = self.test_images()
             place = np.searchsorted(self.watched.indices, indices)
             chunks = {int(i) // self.study.collect.chunk for i in indices}
+            scored: list[Scored] = []
             for site in self.ledger.answers():
                 if not chunks <= self.ledger.answered_chunks(site):
                     self.ledger.tell("test", "not scored: it did not answer every test image", site)
                     continue
-                self._keep_score(site, "pooled", self.watched.of(site)[place], truth)
-            self._keep_score("", "ensemble", self.pseudo_masks.read()[indices], truth)
-            self._keep_score("", "student", self.student_masks(indices), truth)
+                scored.append(Scored("teacher", site, self.watched.of(site)[place]))
+                self._keep_score(site, "pooled", scored[-1].masks, truth)
+            scored.append(Scored("ensemble", "ensemble", self.pseudo_masks.read()[indices]))
+            self._keep_score("", "ensemble", scored[-1].masks, truth)
+            scored.append(Scored("student", "student", self.student_masks(indices)))
+            self._keep_score("", "student", scored[-1].masks, truth)
+            self._evaluate(indices, truth, scored, native)
 
     def test_images(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         """Positions in the catalogue of the test images, and their ground truth uint8 (n, K, H, W), 0 or 1."""
@@ -324,6 +339,35 @@ class StudyRun:
         held = self.ledger.results(f"test.{kind}").get(site)
         return Score.model_validate_json(held) if held else None
 
+    def _evaluate(
+        self,
+        indices: npt.NDArray[np.int64],
+        truth: npt.NDArray[np.uint8],
+        scored: list[Scored],
+        native: Truths | None,
+    ) -> None:
+        """Measure beyond Dice; the table goes to disk, the summary to disk and ledger."""
+        if not len(indices):
+            return
+        ids = [self.catalogue.manifest.images[i].id for i in indices]
+        evaluated = pooled_evaluation.evaluate(
+            pooled_evaluation.samples(self.folder, ids),
+            self.study.labels,
+            truth > 0,
+            scored,
+            pooled_evaluation.native_truths(self.folder, ids, native) if native is not None else None,
+            on_part=lambda done, total: self.tell("test", done, total),
+        )
+        summary = evaluated.summary(np.random.default_rng(self.study.seed))
+        self.ledger.keep_result("", "test.evaluation", json.dumps(summary))
+        _replace(self.folder.evaluation_rows, to_csv(evaluated.parts))
+        _replace(self.folder.evaluation, json.dumps(summary, indent=2) + "\n")
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The evaluation's summary, if the test images were evaluated."""
+        held = self.ledger.results("test.evaluation").get("")
+        return json.loads(held) if held else None
+
     def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:
         sites = self.ledger.finished_chunks()
         table = io.StringIO()
@@ -333,9 +377,7 @@ class StudyRun:
             answered = sites.get(i // self.study.collect.chunk, 0)
             pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
             rows.writerow((i, entry.id, entry.role, answered, pixels, bits, reasons[i].value))
-        partial = self.folder.selection.with_suffix(".partial")
-        partial.write_text(table.getvalue(), "utf-8")
-        partial.replace(self.folder.selection)
+        _replace(self.folder.selection, table.getvalue())
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
         chosen = self.catalogue.indices("transferal")
@@ -404,6 +446,12 @@ class StudyRun:
 def _import_torch() -> None:
     """Import what the student's stages need: it takes seconds, and the sites have just been asked something."""
     import consilium.server.distill  # noqa: F401
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
 
 
 def _teacher_card(text: str) -> dict[str, Any]:

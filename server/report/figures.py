@@ -5,7 +5,7 @@ Colours are style-sheet variables of the page, so that one chart suits light, da
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import matplotlib
@@ -37,6 +37,10 @@ _SETTINGS: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+_DEPTH: Final = ("teacher", "ensemble", "prediction", "student")
+"""What is drawn first lies below."""
 
 
 def entropy_histogram(bits: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], beta: float | None) -> Markup:
@@ -107,6 +111,58 @@ def dice_bars(rivals: Sequence[Rival]) -> Markup:
         told = "Dice on the pooled test images: " + ", ".join(
             f"{label} {one.mean:.1f}" for label, one in zip(labels, rivals, strict=True)
         )
+        return _svg(figure, told)
+
+
+def reliability(predictors: Sequence[Mapping[str, Any]]) -> Markup:
+    """What was said against what was so, by bins of probability.
+
+    Parameters
+    ----------
+    predictors
+        Each with ``kind``, ``name`` and ``calibration``, of which ``bins`` have ``probability`` and ``target`` in [0, 1] and
+        ``pixels``. A bin's dot grows with the logarithm of its pixels.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes(5.4, 4.2)
+        axes.plot((0, 1), (0, 1), color=_COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
+        seen: set[str] = set()
+        for one in sorted(predictors, key=lambda one: _DEPTH.index(one["kind"])):
+            bins = one["calibration"]["bins"]
+            said, so = [[held[key] for held in bins] for key in ("probability", "target")]
+            words = {"teacher": "each teacher", "prediction": one["name"]}.get(one["kind"], one["kind"])
+            colour = _COLOURS["student" if one["kind"] == "prediction" else one["kind"]]
+            axes.plot(said, so, color=colour, linewidth=1.0 if one["kind"] == "teacher" else 2.0,
+                      label=None if words in seen else words)  # fmt: skip
+            axes.scatter(said, so, [4 + 5 * np.log10(held["pixels"]) for held in bins], color=colour, linewidths=0)
+            seen.add(words)
+        axes.set(
+            xlabel="probability in the soft mask", ylabel="part that is target", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+        )
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, fontsize=9,
+                    handlelength=1.4, columnspacing=1.4, labelcolor=_COLOURS["ink"])  # fmt: skip
+        told = "Reliability; expected calibration error: " + ", ".join(
+            f"{one['name']} {one['calibration']['ece']:.4f}" for one in predictors
+        )
+        return _svg(figure, told)
+
+
+def paired_dice(teacher: Sequence[float], student: Sequence[float], name: str) -> Markup:
+    """Dice of each test image, the teacher's across and the student's up; both (n,) in percent."""
+    theirs, own = np.array(teacher), np.array(student)
+    better, worse = own > theirs, own < theirs
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes(5.4, 4.2)
+        axes.plot((0, 100), (0, 100), color=_COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
+        for which, colour, words in ((better, "kept", "student better"), (worse, "out", f"{name} better")):
+            axes.scatter(theirs[which], own[which], 22, color=_COLOURS[colour], alpha=0.75, linewidths=0,
+                         label=f"{words} ({int(which.sum()):,})")  # fmt: skip
+        same = ~better & ~worse
+        axes.scatter(theirs[same], own[same], 22, color=_COLOURS["teacher"], linewidths=0)
+        axes.set(xlabel=f"Dice of {name} (%)", ylabel="Dice of the student (%)", xlim=(-2, 102), ylim=(-2, 102))
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0, fontsize=9,
+                    handlelength=1.0, columnspacing=1.4, labelcolor=_COLOURS["ink"])  # fmt: skip
+        told = f"Dice of each test image: the student is better on {int(better.sum())}, {name} on {int(worse.sum())}"
         return _svg(figure, told)
 
 

@@ -58,6 +58,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "parameters": int(parameters) if parameters else None,
             "pooled_dice": _plain(run.pooled("student")),
         },
+        "evaluation": run.evaluation(),
         "images": {
             "catalogue": len(run.catalogue),
             "transferal": len(transferal),

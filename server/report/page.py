@@ -15,6 +15,7 @@ from consilium.common.datasets import labelled
 from consilium.common.errors import StateError
 from consilium.server import exclusion
 from consilium.server.report import figures, gallery, tables
+from consilium.server.report.evaluation import best_teacher, evaluation_tables, evaluation_verdict
 from consilium.server.report.selection import Selection, read_selection
 from consilium.server.report.tables import Metrics
 from consilium.server.study_run import StudyRun
@@ -70,6 +71,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         images=tables.images_table(metrics),
         seconds=tables.seconds_table(metrics),
         bars=_bars(metrics),
+        evaluation=_evaluation(run, metrics),
         gallery=pictures,
         examples=gallery.examples(run, selection) if selection else (),
         histograms=_histograms(run, selection) if selection else (),
@@ -163,6 +165,36 @@ def _way(run: StudyRun, metrics: Metrics, state: State) -> str:
 def _bars(metrics: Metrics) -> Markup | None:
     held = tables.rivals(metrics)
     return figures.dice_bars(held) if held else None
+
+
+def _evaluation(run: StudyRun, metrics: Metrics) -> dict[str, Any] | None:
+    """Tables, sentences and figures of the evaluation; None if there is none."""
+    summary = metrics["evaluation"]
+    if not summary or not summary["grids"]:
+        return None
+    held = evaluation_tables(summary)
+    first = summary["grids"][0]
+    charts = [("How far to trust a probability", figures.reliability(first["predictors"]))]
+    rival = best_teacher(first)
+    if rival and (dice := _dice_values(run, rival["name"])):
+        charts.append(
+            (f"Dice of each test image: student and {rival['name']}", figures.paired_dice(*dice, rival["name"]))
+        )
+    return {
+        "tables": held,
+        "notes": list(dict.fromkeys(note for table in held for note in table.notes)),
+        "verdict": evaluation_verdict(summary),
+        "charts": charts,
+    }
+
+
+def _dice_values(run: StudyRun, teacher: str) -> tuple[list[float], list[float]] | None:
+    """Dice of each test image in percent: the teacher's and the student's."""
+    theirs = run.ledger.results("test.pooled.values").get(teacher)
+    own = run.ledger.results("test.student.values").get("")
+    if not theirs or not own:
+        return None
+    return [100 * value for value in json.loads(theirs)], [100 * value for value in json.loads(own)]
 
 
 def _soft(run: StudyRun) -> bool:

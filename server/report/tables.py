@@ -257,11 +257,11 @@ def console_table(metrics: Metrics) -> Group:
         What ``metrics.json`` holds.
     """
     dice = dice_table(metrics)
-    parts: list[RichTable | Text] = [Text(""), _rich(dice), *_notes(dice.notes), Text("")]
+    parts: list[RichTable | Text] = [Text(""), rich_table(dice), *_notes(dice.notes), Text("")]
     parts += [Text(sentence) for sentence in verdict(metrics)]
-    parts += [Text(""), _rich(traffic_table(metrics))]
+    parts += [Text(""), rich_table(traffic_table(metrics))]
     images = images_table(metrics)
-    parts += [Text(""), _rich(images), Text(""), _rich(seconds_table(metrics))]
+    parts += [Text(""), rich_table(images), Text(""), rich_table(seconds_table(metrics))]
     if metrics["images"]["kept"] is None:
         parts.append(Text("This study is not finished: no image was selected yet."))
     parts += _events(metrics["events"])
@@ -280,10 +280,21 @@ def _notes(notes: Iterable[str]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """Lay a table out for a terminal."""
     drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if place < table.words else "right", overflow="fold", vertical="top")
+        number = place >= table.words
+        widest = max(
+            (len(row[place].text) for row in table.rows), default=0
+        )  # a number is not broken, its header may be
+        drawn.add_column(
+            column,
+            justify="right" if number else "left",
+            overflow="fold",
+            vertical="top",
+            min_width=widest if number else None,
+        )
     for row in table.rows:
         summed = row[0].text in {"all", "ensemble"}
         if summed and drawn.rows:

@@ -50,7 +50,16 @@ def test_rooms_import_only_what_they_may(folder: str, forbidden: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "module", ["server/exclusion.py", "server/fusion/weighted_mean.py", "clients/policy.py", "common/metrics.py"]
+    "module",
+    [
+        "server/exclusion.py",
+        "server/fusion/weighted_mean.py",
+        "clients/policy.py",
+        "common/metrics.py",
+        "common/evaluation/per_image.py",
+        "common/evaluation/statistics.py",
+        "common/evaluation/summary.py",
+    ],
 )
 def test_the_core_knows_no_flower_no_sockets_and_no_paths(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(ROOT / module)} & {

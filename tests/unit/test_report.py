@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import re
@@ -9,21 +10,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
+from typer.testing import CliRunner
 
 from consilium.common import soft_mask
 from consilium.common.catalogue import CatalogueImage, build, image_id
 from consilium.common.datasets import labelled, phantoms
 from consilium.common.datasets.labelled import Labelled
+from consilium.common.errors import DataError
 from consilium.common.identity import make_signing_key
 from consilium.common.networks.build import build as build_network
 from consilium.common.networks.student_files import save_student, student_card
 from consilium.common.study import Study
 from consilium.common.wire import EvaluateReply, FineTuneReply
+from consilium.server.cli import app
 from consilium.server.fusion import weighted_mean
 from consilium.server.ledger import Ledger
+from consilium.server.pooled_evaluation import native_truths, write_test_sites
 from consilium.server.report import write_report
+from consilium.server.report.evaluation import console_evaluation
 from consilium.server.report.gallery import outline
 from consilium.server.report.tables import bytes_text, console_table, dice_table, rivals, seconds_text, verdict
 from consilium.server.run_folder import RunFolder
@@ -343,6 +350,76 @@ def test_a_site_whose_card_is_not_a_card_has_no_network(tmp_path: Path) -> None:
     measured, _ = reported(run)
     assert [measured["sites"][site]["network"] for site in SITES[:2]] == [None, None]
     assert [row[1].text for row in dice_table(measured).rows] == ["—", "—", "unet?[31m"]
+
+
+def test_the_evaluation_is_in_metrics_json_on_the_page_and_in_files_that_agree(
+    whole: StudyRun,
+    page: str,
+    metrics: dict,  # type: ignore[type-arg]
+) -> None:
+    assert json.loads(whole.folder.evaluation.read_text("utf-8")) == metrics["evaluation"]
+    (block,) = metrics["evaluation"]["grids"]
+    assert [(one["kind"], one["name"]) for one in block["predictors"]] == [
+        *(("teacher", site) for site in sorted(SITES)),
+        ("ensemble", "ensemble"),
+        ("student", "student"),
+    ]
+    rows = list(csv.DictReader(io.StringIO(whole.folder.evaluation_rows.read_text("utf-8"))))
+    assert len(rows) == 6 * 5
+    text = Reader(page).text
+    for one in block["predictors"]:
+        dice = one["measures"]["dice"]
+        assert dice["mean"] == pytest.approx(
+            np.mean([float(row["dice"]) for row in rows if row["predictor"] == one["name"]]), abs=1e-3
+        )
+        assert dice["low"] <= dice["mean"] <= dice["high"]
+        assert f"{dice['mean']:.1f} [{dice['low']:.1f}, {dice['high']:.1f}]" in text
+    assert "at 64 x 64 pixels, the student's Dice is" in text.replace("At 64", "at 64")
+    assert 'aria-label="Reliability; expected calibration error: ' in page
+
+
+def test_the_evaluation_fits_100_columns(metrics: dict) -> None:  # type: ignore[type-arg]
+    console = Console(width=100, record=True, color_system=None, force_terminal=False, file=io.StringIO())
+    console.print(console_evaluation(metrics["evaluation"]))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for one in metrics["evaluation"]["grids"][0]["predictors"]:
+        assert f"{one['calibration']['brier']:.4f}" in text
+
+
+def test_a_run_folder_is_evaluated_at_the_images_own_size_where_true_masks_are_given(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    write_test_sites(run.folder, dict(zip(labelled.open_packed(run.folder.test_set).sources, "nnneee", strict=True)))
+    collect(run)
+    train(run)
+    run.ledger.finish("select", 0.1)
+    _, truth = run.test_images()
+    (tmp_path / "truth").mkdir()
+    for i in range(5):  # the sixth image has none
+        Image.fromarray(truth[i, 0].repeat(2, 0).repeat(3, 1) * np.uint8(255)).save(
+            tmp_path / "truth" / f"test {i}.png"
+        )
+    run.ledger.close()
+    done = CliRunner().invoke(app, ["evaluate", str(run.folder.root), str(tmp_path / "truth")])
+    assert done.exit_code == 0, done.exception
+    held = json.loads(run.folder.evaluation.read_text("utf-8"))
+    canonical, native = held["grids"]
+    assert (canonical["images"], native["images"], native["size"]) == (6, 5, [128, 192])
+    assert held["unmatched"] == {"predictions": ["test 5"], "truth": []}
+    assert canonical["sites"] == ["e", "n"]
+    for here, there in zip(canonical["predictors"], native["predictors"], strict=True):
+        first, second = (one["measures"]["dice"]["mean"] for one in (here, there))
+        assert second == pytest.approx(first, abs=8)  # the same masks, smoother, on one image less
+    assert "at each image's own size" in " ".join(done.output.split())
+    assert "test 5" in run.folder.report.read_text("utf-8")
+
+
+def test_true_masks_of_other_names_are_refused_with_both_names(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    with pytest.raises(DataError, match=r"test 0, test 1, test 2, \.\.\..*given \(scan"):
+        native_truths(
+            run.folder, list(labelled.open_packed(run.folder.test_set).sources), {"scan": lambda: np.ones((2, 2), bool)}
+        )
 
 
 def test_a_square_is_outlined_at_its_edges() -> None:
