@@ -3,7 +3,7 @@
 The canonical form is the paper's (appendix A.1): stretched to a square, gray (ITU-R 601 luma) or RGB, uint8.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 """File name endings that are read, in any case."""
 
 Pixels = npt.NDArray[np.uint8]
+Target = npt.NDArray[np.bool_]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -69,7 +70,7 @@ def read_image(path: Path, size: int, channels: int) -> Pixels:
     DataError
         If the file cannot be read as an image.
     """
-    return canonical(_open(path), size, channels)
+    return canonical(open_image(path), size, channels)
 
 
 def canonical(image: Image.Image, size: int, channels: int) -> Pixels:
@@ -82,15 +83,12 @@ def canonical(image: Image.Image, size: int, channels: int) -> Pixels:
 
 
 def read_mask(paths: Sequence[Path], size: int, of: Path | None = None) -> Pixels:
-    """Read the union of one or more masks of an image.
-
-    Each is thresholded at 127 in gray (lossy files and every colour mode are welcome; alpha is ignored), at its own size, then
-    the union is stretched and thresholded again.
+    """Read the union of one or more masks of an image, stretched.
 
     Parameters
     ----------
     paths
-        Mask files of one image.
+        Mask files of one image; see `target_of` for what counts.
     size
         Height and width of the result in pixels.
     of
@@ -105,21 +103,68 @@ def read_mask(paths: Sequence[Path], size: int, of: Path | None = None) -> Pixel
     DataError
         If a mask cannot be read, or has another size than its image.
     """
-    union: npt.NDArray[np.bool_] | None = None
-    expected = _open(of).size if of is not None else None
-    for path in paths:
-        mask = _open(path)
-        expected = expected or mask.size
-        if mask.size != expected:
+    target = union(paths)
+    if of is not None:
+        check_size(target, open_image(of), str(paths[0]))
+    return canonical_mask(target, size)
+
+
+def target_of(mask: Image.Image) -> Target:
+    """Say which pixels of a drawn mask are the target: bool (H, W), those whose gray is above 127.
+
+    Lossy files and every colour mode are welcome; alpha is ignored.
+    """
+    return np.asarray(np.asarray(mask.convert("RGB").convert("L")) > 127, np.bool_)
+
+
+def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_of) -> Target:
+    """Read the union of one or more masks of an image, at their own size.
+
+    Parameters
+    ----------
+    paths
+        Mask files of one image.
+    rule
+        Says which pixels of a mask are the target.
+
+    Returns
+    -------
+    bool, shape (H, W).
+
+    Raises
+    ------
+    DataError
+        If there is no mask, one cannot be read, or they are not of one size.
+    """
+    if not paths:
+        raise DataError("an image's masks: expected at least one file, found none")
+    first, *others = (rule(open_image(path)) for path in paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        if other.shape != first.shape:
             raise DataError(
-                f"{path}: a mask has the size of its image, here {expected[0]} x {expected[1]}; this one has "
-                f"{mask.size[0]} x {mask.size[1]}. Export it again, or take the pair out."
+                f"{path}: the masks of one image have one size, here {_size(first)}; this one has {_size(other)}. Export it "
+                "again, or take it out."
             )
-        target = np.asarray(mask.convert("RGB").convert("L")) > 127
-        union = target if union is None else union | target
-    if union is None:
-        raise DataError(f"{of}: expected at least one mask file, found none")
-    drawn = Image.fromarray(union.astype(np.uint8) * np.uint8(255))
+        first |= other
+    return first
+
+
+def check_size(target: Target, image: Image.Image, source: str) -> None:
+    """Refuse a mask, bool (H, W), of another size than its image; ``source`` names it in the `DataError`."""
+    if target.shape != (image.height, image.width):
+        raise DataError(
+            f"{source}: a mask has the size of its image, here {image.width} x {image.height}; this one has {_size(target)}. "
+            "Export it again, or take the pair out."
+        )
+
+
+def _size(target: Target) -> str:
+    return f"{target.shape[1]} x {target.shape[0]}"
+
+
+def canonical_mask(target: Target, size: int) -> Pixels:
+    """Stretch a mask, bool (H, W), like its image, and threshold it again: uint8 (1, size, size), 0 or 1."""
+    drawn = Image.fromarray(target.astype(np.uint8) * np.uint8(255))
     return (canonical(drawn, size, 1) > 127).astype(np.uint8)
 
 
@@ -140,7 +185,14 @@ def iter_images(files: Iterable[Path], size: int, channels: int) -> Iterator[tup
         yield path, read_image(path, size, channels)
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Read a picture as it was published: upright, 8 bits a channel, in any mode of Pillow.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read as an image.
+    """
     try:
         if path.suffix.lower() == ".dcm":
             return Image.fromarray(_dicom_frame(path))

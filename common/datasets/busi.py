@@ -4,18 +4,64 @@
 ``NAME (i)_mask_1.png``, ...
 """
 
-import csv
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled
-from consilium.common.datasets.near_duplicates import groups
+from consilium.common.datasets.layout import folders_of, shown
+from consilium.common.datasets.reading import group_by_likeness, group_by_table
+from consilium.common.datasets.reading import read as read_cases
 from consilium.common.errors import DataError
-from consilium.common.images import read_image, read_mask
+from consilium.common.images import open_image, union
 
 LESIONS: Final = ("benign", "malignant")
+
+
+def cases(folder: Path, kinds: Sequence[str] = LESIONS) -> list[Case]:
+    """List the images of BUSI.
+
+    Parameters
+    ----------
+    folder
+        ``Dataset_BUSI_with_GT`` as unpacked.
+    kinds
+        Sub-folders to list; ``normal`` images have empty masks.
+
+    Returns
+    -------
+    Cases by kind, in order of their names. BUSI names no patients: `read` groups near duplicates.
+
+    Raises
+    ------
+    DataError
+        Saying which part of the layout is missing, or which image has no mask.
+    """
+    folders_of(folder, "BUSI", *kinds)
+    files = [path for kind in kinds for path in sorted((folder / kind).glob("*.png")) if "_mask" not in path.stem]
+    if not files:
+        raise DataError(f"{folder}: expected images like 'benign/benign (1).png', found none")
+    masks: dict[tuple[str, str], list[Path]] = {}
+    for kind in kinds:
+        for path in sorted((folder / kind).glob("*_mask*.png")):
+            masks.setdefault((kind, path.stem.partition("_mask")[0]), []).append(path)
+    bare = [path for path in files if (path.parent.name, path.stem) not in masks]
+    if bare:
+        raise DataError(
+            f"{folder}: every image of BUSI has a mask beside it, 'NAME_mask.png'; {len(bare)} of {len(files)} have none: "
+            f"{shown(path.name for path in bare)}"
+        )
+    return [
+        Case(
+            source=str(path),
+            load_image=partial(open_image, path),
+            load_mask=partial(union, masks[path.parent.name, path.stem]),
+            kind=path.parent.name,
+        )
+        for path in files
+    ]
 
 
 def read(folder: Path, size: int, channels: int, group_table: Path | None = None) -> Labelled:
@@ -35,30 +81,6 @@ def read(folder: Path, size: int, channels: int, group_table: Path | None = None
     DataError
         Saying which part of the layout is missing, which image has no mask, or which is not in the table.
     """
-    missing = [name for name in LESIONS if not (folder / name).is_dir()]
-    if missing:
-        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        raise DataError(
-            f"{folder}: BUSI has the folders {' and '.join(LESIONS)}; {' and '.join(missing)} missing"
-            f" (found: {', '.join(found[:8]) or 'nothing'})"
-        )
-    files = [path for name in LESIONS for path in sorted((folder / name).glob("*.png")) if "_mask" not in path.stem]
-    if not files:
-        raise DataError(f"{folder}: expected images like 'benign/benign (1).png', found none")
-    images = np.stack([read_image(path, size, channels) for path in files])
-    masks = [read_mask(sorted(path.parent.glob(f"{_literal(path.stem)}_mask*.png")), size, of=path) for path in files]
-    names = groups(images) if group_table is None else _from_table(group_table, files)
-    return Labelled(images, np.stack(masks), tuple(map(str, files)), tuple(names))
-
-
-def _literal(stem: str) -> str:
-    return "".join(f"[{char}]" if char in "[]*?" else char for char in stem)
-
-
-def _from_table(table: Path, files: list[Path]) -> list[str]:
-    with table.open(newline="", encoding="utf-8") as rows:
-        known = {"/".join(Path(row["path"]).parts[-2:]): row["near_dup_group"] for row in csv.DictReader(rows)}
-    absent = [path for path in files if f"{path.parent.name}/{path.name}" not in known]
-    if absent:
-        raise DataError(f"{table}: names no group for {len(absent)} images, first {absent[0]}")
-    return [known[f"{path.parent.name}/{path.name}"] for path in files]
+    if group_table is not None:
+        return read_cases(group_by_table(cases(folder), group_table), size, channels)
+    return group_by_likeness(read_cases(cases(folder), size, channels))

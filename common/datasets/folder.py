@@ -1,29 +1,33 @@
-"""A folder of labelled images: ``images/`` and ``masks/`` with the same file names (any image ending)."""
+"""A folder of images: labelled, ``images/`` and ``masks/`` with the same file names (any image ending), or not."""
 
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled
+from consilium.common.datasets.layout import shown
+from consilium.common.datasets.reading import read as read_cases
 from consilium.common.errors import DataError
-from consilium.common.images import image_files, read_image, read_mask
+from consilium.common.images import image_files, open_image, union
 
 
-def read(folder: Path, size: int, channels: int) -> Labelled:
-    """Read a folder in canonical form.
+def cases(folder: Path) -> list[Case]:
+    """List the images of a labelled folder.
 
     Parameters
     ----------
     folder
         Holds ``images/`` and ``masks/``; the masks of ``a.png`` are ``a.*``, ``a_mask.*`` or ``a_mask_1.*`` and so on: their
         union counts.
-    size, channels
-        Of the canonical form.
+
+    Returns
+    -------
+    Cases in natural order of their names; a folder knows no groups.
 
     Raises
     ------
     DataError
-        Naming every image that has no mask, or the first file that cannot be read.
+        Naming images that have no mask.
     """
     files = image_files(folder / "images")
     masks: dict[str, list[Path]] = {}
@@ -33,11 +37,16 @@ def read(folder: Path, size: int, channels: int) -> Labelled:
     if lonely:
         raise DataError(
             f"{folder}: every image needs a mask of the same name under masks/; {len(lonely)} of {len(files)} have "
-            f"none: {', '.join(lonely[:5])}{', ...' if len(lonely) > 5 else ''}"
+            f"none: {shown(lonely)}"
         )
-    return Labelled(
-        np.stack([read_image(path, size, channels) for path in files]),
-        np.stack([read_mask(masks[path.stem], size, of=path) for path in files]),
-        tuple(str(path) for path in files),
-        ("",) * len(files),
-    )
+    return [Case(str(path), partial(open_image, path), partial(union, masks[path.stem])) for path in files]
+
+
+def images(folder: Path) -> list[Case]:
+    """List the images of a folder and its sub-folders, without masks, in natural order of their names."""
+    return [Case(str(path), partial(open_image, path)) for path in image_files(folder)]
+
+
+def read(folder: Path, size: int, channels: int) -> Labelled:
+    """Read a labelled folder, see `cases`, in canonical form of this size and number of channels."""
+    return read_cases(cases(folder), size, channels)
