@@ -16,6 +16,7 @@ hash would not do: whoever suspects a number can hash it and look.)
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ class Manifest(Settings):
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces."""
         unknown = {"images": {"__all__": {"collection"}}} if self.schema_version == 1 else None
-        return json.dumps(self.model_dump(by_alias=True, exclude=unknown), sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(
+            self.model_dump(by_alias=True, exclude=unknown), sort_keys=True, separators=(",", ":")
+        ).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -147,6 +150,12 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.manifest.images)
 
+    @property
+    def collections(self) -> dict[str, int]:
+        """How many images of each transferal set are listed, by its name; empty where no set has a name."""
+        counts = Counter(entry.collection for entry in self.manifest.images if entry.role == "transferal")
+        return dict(counts) if any(counts) else {}
+
     def indices(self, role: Role) -> npt.NDArray[np.int64]:
         """Positions, in the list, of the images of a role."""
         return np.array([i for i, entry in enumerate(self.manifest.images) if entry.role == role], np.int64)
@@ -159,8 +168,8 @@ def build(
     key: Ed25519PrivateKey,
     *,
     shape: tuple[int, int, int] | None = None,
-    workers: int = 1,
-    on_progress: Callable[[int], None] = lambda done: None,
+    workers: int = 0,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Catalogue:
     """Write, sign and open a catalogue.
 
@@ -179,7 +188,7 @@ def build(
     shape
         (C, H, W) of every image; that of the first where None.
     workers
-        Threads that read images.
+        Threads that read images; 0 is one for each core.
     on_progress
         Told how many images are done, first those that were before.
 
@@ -206,10 +215,11 @@ def build(
         packing.require_same_plan(folder, plan)  # it was killed at the very end
     else:
         with packing.Packing(folder, plan, int(np.prod(shape))) as packed:
-            on_progress(len(packed.ids))
+            told = on_progress or (lambda _done: None)
+            told(len(packed.ids))
             for name_of_image, pixels in in_order(lambda one: _read(one, shape), listed[len(packed.ids) :], workers):
                 packed.add(name_of_image, pixels)
-                on_progress(len(packed.ids))
+                told(len(packed.ids))
         entries = _entries(listed, packed.ids)
         version: Literal[1, 2] = 2 if any(entry.collection for entry in entries) else 1
         manifest = Manifest(schema_version=version, name=name, size=shape[1], channels=shape[0], images=entries)

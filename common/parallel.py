@@ -13,12 +13,7 @@ AHEAD: Final = 4
 """Results a worker may have waiting to be taken: memory is bounded, and one slow image does not stop the others."""
 
 
-def available_workers() -> int:
-    """How many workers this machine has a core for."""
-    return os.cpu_count() or 1
-
-
-def in_order(work: Callable[[Thing], Result], things: Iterable[Thing], workers: int) -> Iterator[Result]:
+def in_order(work: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 0) -> Iterator[Result]:
     """Do ``work`` on every thing in several threads; as `map`, whatever the number of workers.
 
     Threads, not processes: decoding, resizing and hashing an image let other threads run meanwhile, and nothing has to be
@@ -31,13 +26,14 @@ def in_order(work: Callable[[Thing], Result], things: Iterable[Thing], workers: 
     things
         Taken one at a time, no more than a few ahead of the results.
     workers
-        How many threads, at least 1.
+        How many threads; 0 is one for each core.
 
     Raises
     ------
     Exception
         What ``work`` raised, when its result's turn comes; what was not begun yet is not begun.
     """
+    workers = workers or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, "consilium-worker")
     try:
