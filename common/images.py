@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
 
 from consilium.common.errors import DataError
 
@@ -132,7 +133,7 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
     paths
         Mask files of one image.
     rule
-        Says which pixels of a mask are the target.
+        Says which pixels of a mask are the target; a `ValueError` says that this is no such mask.
 
     Returns
     -------
@@ -145,7 +146,7 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
     """
     if not paths:
         raise DataError("an image's masks: expected at least one file, found none")
-    first, *others = (rule(open_image(path)) for path in paths)
+    first, *others = (_target(path, rule) for path in paths)
     for path, other in zip(paths[1:], others, strict=True):
         if other.shape != first.shape:
             raise DataError(
@@ -154,6 +155,13 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
             )
         first |= other
     return first
+
+
+def _target(path: Path, rule: Callable[[Image.Image], Target]) -> Target:
+    try:
+        return rule(open_image(path))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def check_size(target: Target, image: Image.Image, source: str) -> None:

@@ -187,7 +187,7 @@ def report(looks: Sequence[Look]) -> dict[str, Any]:
     -------
     dict
         Counts of images, masks, kinds and groups; sizes in pixels; modes; the share of the image that masks cover, in [0, 1],
-        over those that are not empty; every fault; duplicates. See ``docs/data.md``.
+        over those that are not empty; every fault; duplicates. See ``docs/data-check.md``.
     """
     whole = [seen for seen in looks if not seen.fault]
     shares = np.array([seen.share for seen in whole if seen.share])

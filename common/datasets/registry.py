@@ -82,7 +82,7 @@ DATA_SETS: Final[Mapping[str, DataSet]] = MappingProxyType(
             "{trainval,test}-image/0000.jpg with {trainval,test}-mask/0000.jpg",
             True,
             "near duplicates",
-            "Gong et al., Computers in Biology and Medicine 155:106389, 2023; for research, as its authors say",
+            "Gong et al., Computers in Biology and Medicine 155:106389, 2023; open access, see its authors' page for the terms",
         ),
         "nerve": DataSet(
             nerve.cases,
@@ -106,7 +106,7 @@ DATA_SETS: Final[Mapping[str, DataSet]] = MappingProxyType(
             "folders of ISIC_0000000.jpg and of ISIC_0000000_segmentation.png",
             True,
             "near duplicates",
-            "Gutman et al. 2016, Codella et al. 2018 and 2019; CC0 or CC BY-NC, by release",
+            "Gutman et al. 2016, Codella et al. 2018 and 2019; CC0, 2018: CC BY-NC 4.0",
         ),
         "voc2012": DataSet(
             voc2012.cases,

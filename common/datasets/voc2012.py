@@ -14,7 +14,6 @@ from PIL import Image
 
 from consilium.common.datasets.cases import Case
 from consilium.common.datasets.layout import files_of, refuse_missing, root_of
-from consilium.common.errors import DataError
 from consilium.common.images import open_image, union
 
 IGNORE: Final = 255
@@ -62,6 +61,6 @@ def _listed(folder: Path, name: str) -> list[str]:
 
 def _any_class(mask: Image.Image) -> npt.NDArray[np.bool_]:
     if mask.mode not in ("P", "L"):
-        raise DataError(f"masks of PASCAL VOC hold a class number for each pixel (mode P); this one is {mask.mode}")
+        raise ValueError(f"masks of PASCAL VOC hold a class number for each pixel (mode P); this one is {mask.mode}")
     classes = np.asarray(mask)
     return np.asarray((classes > 0) & (classes < IGNORE), np.bool_)
