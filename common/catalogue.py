@@ -9,13 +9,15 @@ A catalogue is a folder::
     sources.csv     which file each image came from; stays with the coordinator
 
 An image's identity is the SHA-256 of its canonical pixels. The manifest carries no paths: a file name may hold a
-patient's name.
+patient's name. A group may be a patient's number; so the list has numbers of its own for groups, in order of appearance. (A
+hash would not do: whoever suspects a number can hash it and look.)
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -25,15 +27,17 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError, model_validator
 
-from consilium.common import identity
+from consilium.common import identity, packing
 from consilium.common.errors import DataError, ErrorCode, StateError, WireError
+from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
 
 SIGNATURE_DOMAIN: Final = b"consilium catalogue 1"
 Role = Literal["transferal", "test"]
+Pixels = npt.NDArray[np.uint8]
 
 
-def image_id(pixels: npt.NDArray[np.uint8]) -> str:
+def image_id(pixels: Pixels) -> str:
     """SHA-256, in hex, of canonical pixels: uint8 (C, H, W), C order."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
@@ -48,12 +52,16 @@ class Entry(Settings):
     id: str = Field(pattern=r"^[0-9a-f]{64}$")
     group: str = Field("", max_length=64, description="near-duplicate or patient group, a number or code")
     role: Role = "transferal"
+    collection: Literal[""] | Name = Field("", description="the transferal set it came with, where there are several")
 
 
 class Manifest(Settings):
-    """The list itself."""
+    """The list itself.
 
-    schema_version: Literal[1] = 1
+    Version 2 has collections. A list without any is written as version 1, to the byte as before there were collections.
+    """
+
+    schema_version: Literal[1, 2] = 1
     name: Name
     size: int = Field(ge=32, le=2048)
     channels: Literal[1, 3]
@@ -63,11 +71,16 @@ class Manifest(Settings):
     def _no_repeats(self) -> Self:
         if len({entry.id for entry in self.images}) != len(self.images):
             raise ValueError("images: every image is listed once")
+        if self.schema_version == 1 and any(entry.collection for entry in self.images):
+            raise ValueError("images: collections need schema-version 2")
         return self
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(by_alias=True), sort_keys=True, separators=(",", ":")).encode()
+        unknown = {"images": {"__all__": {"collection"}}} if self.schema_version == 1 else None
+        return json.dumps(
+            self.model_dump(by_alias=True, exclude=unknown), sort_keys=True, separators=(",", ":")
+        ).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -85,12 +98,29 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class CatalogueImage:
-    """An image on its way into a catalogue: canonical pixels uint8 (C, H, W) and where they came from."""
+    """An image on its way into a catalogue.
 
-    pixels: npt.NDArray[np.uint8]
+    Attributes
+    ----------
+    pixels
+        Canonical, uint8 (C, H, W); or a function that gives them when their turn comes, so that a long list takes no memory.
+        It is called in a thread.
+    source
+        Where it came from; stays with the coordinator.
+    group
+        The data set's own word for the patient, lesion or near-duplicate group; only a number for it leaves.
+    role, collection
+        As in `Entry`.
+    stamp
+        What changes when the source does, such as a file's size and time; a build that goes on compares it.
+    """
+
+    pixels: Pixels | Callable[[], Pixels]
     source: str
     group: str = ""
     role: Role = "transferal"
+    collection: str = ""
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,55 +150,114 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.manifest.images)
 
+    @property
+    def collections(self) -> dict[str, int]:
+        """How many images of each transferal set are listed, by its name; empty where no set has a name."""
+        counts = Counter(entry.collection for entry in self.manifest.images if entry.role == "transferal")
+        return dict(counts) if any(counts) else {}
+
     def indices(self, role: Role) -> npt.NDArray[np.int64]:
         """Positions, in the list, of the images of a role."""
         return np.array([i for i, entry in enumerate(self.manifest.images) if entry.role == role], np.int64)
 
 
-def build(folder: Path, name: str, images: Iterable[CatalogueImage], key: Ed25519PrivateKey) -> Catalogue:
+def build(
+    folder: Path,
+    name: str,
+    images: Iterable[CatalogueImage],
+    key: Ed25519PrivateKey,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    workers: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> Catalogue:
     """Write, sign and open a catalogue.
 
     Images with the same canonical pixels are listed once, as the first that came; a test image among the transferal
     images stays a test image, so that no student trains on what it is tested on.
 
+    A build that was killed goes on where it was when it is called again: what is packed is not decoded again. Whatever was
+    killed, and however many workers, the bytes are the same.
+
     Parameters
     ----------
     folder
-        Where it goes; must not hold a catalogue yet.
+        Where it goes; must not hold another catalogue yet.
     images
-        Canonical images, all of one shape. They are written as they come: memory is that of one image.
+        In the order of the list.
+    shape
+        (C, H, W) of every image; that of the first where None.
+    workers
+        Threads that read images; 0 is one for each core.
+    on_progress
+        Told how many images are done, first those that were before.
 
     Raises
     ------
     DataError
         If there is no image, or shapes differ.
     StateError
-        If the folder holds a catalogue already.
+        If the folder holds a catalogue already, or one begun with other images or another name or shape.
     """
-    if (folder / "manifest.json").exists():
+    whole = (folder / "manifest.json").exists()
+    if whole and not packing.is_under_way(folder):
         raise StateError(f"{folder} already holds a catalogue; open it, or build into another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Entry] = {}
-    sources: list[tuple[str, str]] = []
-    shape: tuple[int, ...] | None = None
-    with (folder / "pixels.u8").open("wb") as packed:
-        for image in images:
-            shape = shape or image.pixels.shape
-            if image.pixels.shape != shape or image.pixels.dtype != np.uint8:
-                raise DataError(
-                    f"all images of a catalogue have one shape, here {shape} uint8; "
-                    f"{image.source} has {image.pixels.shape} {image.pixels.dtype}"
-                )
-            name_of_image = image_id(image.pixels)
-            sources.append((name_of_image, image.source))
-            if name_of_image not in entries:
-                packed.write(np.ascontiguousarray(image.pixels).tobytes())
-                entries[name_of_image] = Entry(id=name_of_image, group=image.group, role=image.role)
-            elif image.role == "test":
-                entries[name_of_image] = entries[name_of_image].model_copy(update={"role": "test"})
-    if shape is None:
+    listed = list(images)
+    if not listed:
         raise DataError("a catalogue needs at least one image; none came")
-    manifest = Manifest(name=name, size=shape[1], channels=shape[0], images=tuple(entries.values()))
+    shape = shape or _pixels(listed[0]).shape
+    plan = {
+        "name": name,
+        "shape": shape,
+        "images": [(one.source, one.stamp, one.group, one.role, one.collection) for one in listed],
+    }
+    if whole:
+        packing.require_same_plan(folder, plan)  # it was killed at the very end
+    else:
+        with packing.Packing(folder, plan, int(np.prod(shape))) as packed:
+            told = on_progress or (lambda _done: None)
+            told(len(packed.ids))
+            for name_of_image, pixels in in_order(lambda one: _read(one, shape), listed[len(packed.ids) :], workers):
+                packed.add(name_of_image, pixels)
+                told(len(packed.ids))
+        entries = _entries(listed, packed.ids)
+        version: Literal[1, 2] = 2 if any(entry.collection for entry in entries) else 1
+        manifest = Manifest(schema_version=version, name=name, size=shape[1], channels=shape[0], images=entries)
+        _finish(folder, manifest, key, zip(packed.ids, (one.source for one in listed), strict=True))
+    packing.clear(folder)
+    return open_catalogue(folder)
+
+
+def _pixels(image: CatalogueImage) -> Pixels:
+    return image.pixels() if callable(image.pixels) else image.pixels
+
+
+def _read(image: CatalogueImage, shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """Id and bytes of an image; everything that takes time happens here, in a worker."""
+    pixels = _pixels(image)
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise DataError(
+            f"all images of a catalogue have one shape, here {shape} uint8; "
+            f"{image.source} has {pixels.shape} {pixels.dtype}"
+        )
+    return image_id(pixels), np.ascontiguousarray(pixels).tobytes()
+
+
+def _entries(images: Sequence[CatalogueImage], ids: Sequence[str]) -> tuple[Entry, ...]:
+    """List every image once."""
+    entries: dict[str, Entry] = {}
+    groups: dict[tuple[str, str], str] = {}
+    for image, name in zip(images, ids, strict=True):
+        if name not in entries:
+            own = (image.collection, image.group)  # "12" of one set is not "12" of another
+            group = groups.setdefault(own, str(len(groups) + 1)) if image.group else ""
+            entries[name] = Entry(id=name, group=group, role=image.role, collection=image.collection)
+        elif image.role == "test":
+            entries[name] = entries[name].model_copy(update={"role": "test"})
+    return tuple(entries.values())
+
+
+def _finish(folder: Path, manifest: Manifest, key: Ed25519PrivateKey, sources: Iterable[tuple[str, str]]) -> None:
     data = manifest.to_bytes()
     (folder / "signature.bin").write_bytes(identity.sign(key, SIGNATURE_DOMAIN, data))
     (folder / "signer.pub").write_bytes(identity.public_key_of(key))
@@ -177,7 +266,6 @@ def build(folder: Path, name: str, images: Iterable[CatalogueImage], key: Ed2551
     partial = folder / "manifest.json.partial"  # last and at once: a folder with a manifest is whole
     partial.write_bytes(data)
     partial.replace(folder / "manifest.json")
-    return open_catalogue(folder)
 
 
 def open_catalogue(folder: Path) -> Catalogue:

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Final, Self
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from consilium.server.ledger import Stage
 
@@ -68,6 +77,44 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+
+@contextmanager
+def image_progress(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many images are done, how fast, and how long it will take; a line at start and end where there is no terminal.
+
+    What the first call tells counts as done before: the speed is that of the images since.
+    """
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bars.add_task(label, total=total, speed="")
+    first: list[tuple[int, float]] = []
+    done_now = 0
+
+    def show(done: int) -> None:
+        nonlocal done_now
+        done_now = done
+        if not first:
+            first.append((done, time.monotonic()))
+            if done:
+                console.print(f"going on where it was: {done} of {total} images were done before", highlight=False)
+        before, began = first[0]
+        speed = (done - before) / max(time.monotonic() - began, 1e-3)
+        bars.update(task, completed=done, speed=f"{speed:.0f} images/s" if done > before else "")
+
+    if not console.is_terminal:
+        console.print(f"{label}: started, {total} images", highlight=False)
+    with bars:
+        yield show
+    if not console.is_terminal:
+        console.print(f"{label}: done, {done_now} images", highlight=False)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.console import Console
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
+from consilium.server.data_cli import data_app
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
+app.add_typer(data_app, name="data")
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
@@ -90,35 +92,54 @@ def simulate(
 
 
 @catalogue_app.command(
-    "build", epilog="Example:  consilium catalogue build images/ --run runs/study --size 384 --key coordinator.pem"
+    "build",
+    epilog="Examples:  consilium catalogue build images/ --run runs/study --size 384 --key coordinator.pem;  "
+    "several sets:  consilium catalogue build nerve=nerve-images/ breast=busi:Dataset_BUSI_with_GT --run ...",
 )
 def catalogue_build(
-    images: Annotated[Path, typer.Argument(help="folder of unlabelled images: PNG, JPEG, TIFF, BMP, DICOM")],
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SET...",
+            help="transferal sets: FOLDER, NAME=FOLDER or NAME=DATASET:FOLDER, of PNG, JPEG, TIFF, BMP, DICOM; masks are not "
+            "looked at",
+        ),
+    ],
     run: Annotated[Path, typer.Option("--run", help="run folder; the catalogue goes to its catalogue/")],
     key: Annotated[Path, typer.Option(help="the coordinator's Ed25519 signing key; made if it is not there")],
     name: Annotated[str, typer.Option(help="the catalogue's name")] = "transferal",
     size: Annotated[int, typer.Option(help="height and width in pixels; the study's image.size")] = 384,
     channels: Annotated[int, typer.Option(help="1 (gray) or 3 (RGB); the study's image.channels")] = 1,
+    workers: Annotated[int, typer.Option(help="threads that read images; 0: one for each core", min=0)] = 0,
 ) -> None:
-    """Bring images to canonical form, list them by SHA-256, pack them and sign the list."""
-    from rich.progress import track
+    """Bring images to canonical form, list them by SHA-256, pack them and sign the list.
 
-    from consilium.common.catalogue import CatalogueImage, build
+    Killed at any time and started again, it goes on where it was.
+    """
+    from consilium.common.catalogue import build
     from consilium.common.identity import fingerprint, load_signing_key, make_signing_key, public_key_of
-    from consilium.common.images import image_files, iter_images
+    from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder
+    from consilium.server.transferal_sets import catalogue_images, parse
 
     if channels not in (1, 3):
         raise SettingsError(f"--channels is 1 or 3; got {channels}")
-    console = Console()
+    console, folder = Console(), RunFolder(run)
+    images = catalogue_images(map(parse, sets), size, channels)
     signing = load_signing_key(key) if key.exists() else make_signing_key(key)
-    found = image_files(images)
-    read = track(iter_images(found, size, channels), "reading", len(found), console=console)
-    made = build(RunFolder(run).catalogue, name, (CatalogueImage(pixels, str(path)) for path, pixels in read), signing)
-    console.print(f"{len(made)} images ({len(found) - len(made)} repeated) in {made.folder}", highlight=False)
-    console.print(f"catalogue hash   {made.hash}", highlight=False)
-    console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False)
-    console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with folder.locked(), image_progress(console, "images are packed", len(images)) as show:
+        made = build(
+            folder.catalogue, name, images, signing, shape=(channels, size, size), workers=workers, on_progress=show
+        )
+    console.print(
+        f"{len(made)} images ({len(images) - len(made)} repeated) in {made.folder}", highlight=False, soft_wrap=True
+    )
+    for collection, count in made.collections.items():
+        console.print(f"  {collection or 'without a name'}: {count} images", highlight=False)
+    console.print(f"catalogue hash   {made.hash}", highlight=False, soft_wrap=True)
+    console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False, soft_wrap=True)
+    console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)
 
 
 @app.command("run", epilog="Example:  consilium run study.toml --run runs/study --superlink my-superlink")

@@ -4,22 +4,22 @@ In a simulation one machine holds everything, so the coordinator may also hold a
 test images of all sites together. Teachers' soft masks of these are collected like any others, and scored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import tomli_w
 from pydantic import Field, model_validator
 
-from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id, open_catalogue
+from consilium.common.catalogue import Catalogue, CatalogueImage, Pixels, build, image_id, open_catalogue
 from consilium.common.datasets import folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
 from consilium.common.identity import load_signing_key, make_signing_key
-from consilium.common.images import image_files, iter_images
+from consilium.common.images import image_files, read_image
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, Settings
 from consilium.common.study import Study
@@ -114,10 +114,10 @@ class SiteData:
 
 @dataclass(frozen=True)
 class FederationData:
-    """All data of a simulated federation: ``transferal`` gives canonical pixels uint8 (C, H, W) and their source."""
+    """All data of a simulated federation: ``transferal`` gives sources and pixels, as a `CatalogueImage` takes them."""
 
     sites: dict[str, SiteData]
-    transferal: Iterator[tuple[str, npt.NDArray[np.uint8]]]
+    transferal: Iterator[tuple[str, Pixels | Callable[[], Pixels]]]
 
 
 def read_data(settings: SimulatedStudy) -> FederationData:
@@ -215,7 +215,7 @@ def _phantoms(settings: SimulatedStudy) -> FederationData:
         for i, (name, hospital) in enumerate(hospitals.items())
     }
 
-    def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    def transferal() -> Iterator[tuple[str, Pixels]]:
         for i, hospital in enumerate(everywhere):
             count = simulation.transferal_images // len(everywhere) + (
                 i < simulation.transferal_images % len(everywhere)
@@ -243,7 +243,7 @@ def _data_set(settings: SimulatedStudy) -> FederationData:
     rest, unlabelled = labelled.split(data.groups, simulation.transferal_share, settings.seed)
     parts = _deal(data.take(rest), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
 
-    def transferal() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    def transferal() -> Iterator[tuple[str, Pixels | Callable[[], Pixels]]]:
         yield from ((data.sources[i], data.images[i]) for i in unlabelled)
         if simulation.transferal:
             yield from _transferal_folder(settings)
@@ -251,10 +251,9 @@ def _data_set(settings: SimulatedStudy) -> FederationData:
     return FederationData({name: _split(part, settings, name) for name, part in parts.items()}, transferal())
 
 
-def _transferal_folder(settings: SimulatedStudy) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    files = image_files(Path(settings.simulation.transferal))
-    for path, pixels in iter_images(files, settings.image.size, settings.image.channels):
-        yield str(path), pixels
+def _transferal_folder(settings: SimulatedStudy) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    for path in image_files(Path(settings.simulation.transferal)):
+        yield str(path), partial(read_image, path, settings.image.size, settings.image.channels)
 
 
 def _split(data: Labelled, settings: SimulatedStudy, name: str) -> SiteData:

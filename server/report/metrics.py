@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from consilium.common.wire import EvaluateReply, FineTuneReply, Score
-from consilium.server.report.selection import read_selection
+from consilium.server.report.selection import by_collection, read_selection
 from consilium.server.study_run import StudyRun
 
 
@@ -65,6 +65,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "test": len(run.catalogue) - len(transferal),
             "kept": len(transferal) - excluded.total() if selected else None,
             "excluded": dict(sorted(excluded.items())),
+            "collections": by_collection(run.catalogue, selection),
         },
         "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items()},
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),

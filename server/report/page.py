@@ -69,6 +69,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         dice=tables.dice_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
+        collections=tables.collections_table(metrics),
         seconds=tables.seconds_table(metrics),
         bars=_bars(metrics),
         evaluation=_evaluation(run, metrics),

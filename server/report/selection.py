@@ -1,11 +1,14 @@
 """What was measured on the pseudo masks and decided, as ``selection.csv`` recorded it."""
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from consilium.common.catalogue import Catalogue
 from consilium.common.errors import StateError
 from consilium.server.exclusion import Reason
 from consilium.server.run_folder import RunFolder
@@ -51,3 +54,36 @@ def read_selection(folder: RunFolder) -> Selection | None:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StateError(f"{folder.selection} is damaged ({error}); restore it, or select again") from None
+
+
+def by_collection(catalogue: Catalogue, selection: Selection | None) -> dict[str, dict[str, Any]]:
+    """Tell of each transferal set how many images are listed, kept, and left out by reason, as in ``metrics.json``.
+
+    Parameters
+    ----------
+    catalogue
+        Lists the images. One that came with two sets counts for the first; a test image for none.
+    selection
+        Of its images; None before they were selected.
+
+    Returns
+    -------
+    dict
+        By name, in the order of the list: ``catalogue``, ``kept`` (None before) and ``excluded``. The images of sets without a
+        name stand under the empty one; without any name there is nothing to tell apart, and the dict is empty.
+    """
+    reasons = selection.reasons if selection else {}
+    kept, excluded = Counter[str](), dict[str, Counter[str]]()
+    for i, entry in enumerate(catalogue.manifest.images):
+        if reason := reasons.get(i):
+            excluded.setdefault(entry.collection, Counter())[reason.value] += 1
+        elif i in reasons:
+            kept[entry.collection] += 1
+    return {
+        name: {
+            "catalogue": count,
+            "kept": kept[name] if selection else None,
+            "excluded": dict(sorted(excluded.get(name, {}).items())),
+        }
+        for name, count in catalogue.collections.items()
+    }

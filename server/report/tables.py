@@ -212,6 +212,23 @@ def images_table(metrics: Metrics) -> Table:
     return Table("Shared images", ("", "Images", "Share"), cells)
 
 
+def collections_table(metrics: Metrics) -> Table | None:
+    """Which images of each transferal set the student learned from; None where the sets have no names."""
+    held = metrics["images"]["collections"]
+    if not held:
+        return None
+    reasons = [key for key in REASONS if any(key in entry["excluded"] for entry in held.values())]
+    rows = []
+    for name, entry in held.items():
+        total, kept = entry["catalogue"], entry["kept"]
+        share = f"{100 * kept / total:.0f} %" if kept is not None and total else NONE
+        numbers = (total, kept, *(entry["excluded"].get(key, 0) for key in reasons))
+        texts = [NONE if number is None else f"{number:,}" for number in numbers]
+        rows.append(tuple(map(Cell, (name or "(without a name)", *texts[:2], share, *texts[2:]))))
+    left_out = (f"Left out: {REASONS[key]}" for key in reasons)
+    return Table("By transferal set", ("Transferal set", "Images", "Kept", "Share", *left_out), tuple(rows))
+
+
 def seconds_table(metrics: Metrics) -> Table:
     """Where the time went."""
     rows = tuple((Cell(_STAGES.get(key, key)), Cell(seconds_text(value))) for key, value in metrics["seconds"].items())
@@ -261,7 +278,10 @@ def console_table(metrics: Metrics) -> Group:
     parts += [Text(sentence) for sentence in verdict(metrics)]
     parts += [Text(""), rich_table(traffic_table(metrics))]
     images = images_table(metrics)
-    parts += [Text(""), rich_table(images), Text(""), rich_table(seconds_table(metrics))]
+    parts += [Text(""), rich_table(images)]
+    if (collections := collections_table(metrics)) is not None:
+        parts += [Text(""), rich_table(collections)]
+    parts += [Text(""), rich_table(seconds_table(metrics))]
     if metrics["images"]["kept"] is None:
         parts.append(Text("This study is not finished: no image was selected yet."))
     parts += _events(metrics["events"])

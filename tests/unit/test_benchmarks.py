@@ -8,6 +8,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = {
+    "catalogue_build": [],
     "exclusion_speed": [],
     "mask_size": [],
     "orchestration": ["--engine", "inline"],

@@ -64,13 +64,17 @@ def opened(
     tuned: bool = True,
     labels: tuple[str, ...] = ("lesion",),
     channels: int = 1,
+    collections: tuple[str, ...] = ("", "", ""),
 ) -> StudyRun:
     """A run folder with a catalogue and, where asked for, test images; nothing has been asked yet."""
     folder = RunFolder(root)
     study = make_study(sites, size, tuned=tuned, labels=labels, channels=channels)
     folder.create(study)
     images = np.concatenate([phantoms.make(site, 8, size, 1, lesion_free=0.25)[0] for site in sites])
-    listed = [CatalogueImage(one, f"{i}.png") for i, one in enumerate(images.repeat(channels, axis=1))]
+    listed = [
+        CatalogueImage(one, f"{i}.png", collection=collections[i // 8 % 3])
+        for i, one in enumerate(images.repeat(channels, axis=1))
+    ]
     if tests:
         pixels, truth = phantoms.make(sites[0], tests, size, 2)
         pixels, truth = pixels.repeat(channels, axis=1), truth.repeat(len(labels), axis=1)
@@ -341,6 +345,28 @@ def test_colour_images_and_several_labels_are_drawn(tmp_path: Path) -> None:
     _, text = reported(run)
     assert "Labels by line: lesion solid, cyst long dashes." in Reader(text).text
     assert 'class="m ensemble l1 half"' in text
+
+
+def test_each_transferal_set_tells_what_was_kept_of_it(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run", collections=("thyroid", "breast", ""))
+    before, _ = reported(run)
+    assert before["images"]["collections"]["breast"] == {"catalogue": 8, "kept": None, "excluded": {}}
+    collect(run)
+    run.select()
+    measured, _ = reported(run)
+    parts = measured["images"]["collections"]
+    assert {name: part["catalogue"] for name, part in parts.items()} == {"thyroid": 8, "breast": 8, "": 8}
+    assert sum(part["kept"] for part in parts.values()) == measured["images"]["kept"]
+    for reason, count in measured["images"]["excluded"].items():
+        assert sum(part["excluded"].get(reason, 0) for part in parts.values()) == count
+    for part in parts.values():
+        assert part["kept"] + sum(part["excluded"].values()) == part["catalogue"]
+    page = run.folder.report.read_text("utf-8")
+    assert "By transferal set" in page
+    assert "(without a name)" in page
+    seen = io.StringIO()
+    Console(width=100, file=seen).print(console_table(measured))
+    assert "thyroid" in seen.getvalue()
 
 
 def test_a_site_whose_card_is_not_a_card_has_no_network(tmp_path: Path) -> None:
