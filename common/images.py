@@ -3,7 +3,7 @@
 The canonical form is the paper's (appendix A.1): stretched to a square, gray (ITU-R 601 luma) or RGB, uint8.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -192,12 +192,6 @@ def read_folder(folder: Path, size: int, channels: int = 1) -> tuple[Pixels, lis
     """
     files = image_files(folder)
     return np.stack([read_image(path, size, channels) for path in files]), files
-
-
-def iter_images(files: Iterable[Path], size: int, channels: int) -> Iterator[tuple[Path, Pixels]]:
-    """Read images one at a time, so that memory is that of one."""
-    for path in files:
-        yield path, read_image(path, size, channels)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -1,13 +1,8 @@
 """Reading the cases of a data set: decoded side by side, given in order, the same whatever the number of threads."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +13,9 @@ from consilium.common.datasets.labelled import Labelled
 from consilium.common.datasets.layout import rows_of
 from consilium.common.errors import DataError
 from consilium.common.images import canonical, canonical_mask, check_size
+from consilium.common.parallel import in_order
 
 Pixels = npt.NDArray[np.uint8]
-_AHEAD: Final = 4  # cases a thread may be ahead of the one that is asked for: enough to keep all threads busy
-_Result = TypeVar("_Result")
 
 
 def read(
@@ -60,7 +54,7 @@ def read(
         )
     images = np.empty((len(cases), channels, size, size), np.uint8)
     masks = np.empty((len(cases), 1, size, size), np.uint8)
-    pairs = _in_order(lambda case: _pair(case, size, channels), cases, workers)
+    pairs = in_order(lambda case: _pair(case, size, channels), cases, workers)
     for i, (image, mask) in enumerate(pairs):
         images[i], masks[i] = image, mask
         if on_case is not None:
@@ -85,7 +79,7 @@ def read_images(cases: Sequence[Case], size: int, channels: int, *, workers: int
     DataError
         If a picture cannot be read.
     """
-    pictures = _in_order(lambda case: canonical(case.load_image(), size, channels), cases, workers)
+    pictures = in_order(lambda case: canonical(case.load_image(), size, channels), cases, workers)
     yield from zip(cases, pictures, strict=True)
 
 
@@ -134,22 +128,3 @@ def _pair(case: Case, size: int, channels: int) -> tuple[Pixels, Pixels]:
     picture, target = case.load_image(), case.load_mask()
     check_size(target, picture, case.source)
     return canonical(picture, size, channels), canonical_mask(target, size)
-
-
-def _in_order(work: Callable[[Case], _Result], cases: Sequence[Case], workers: int) -> Iterator[_Result]:
-    """Do the work of every case in threads; Pillow and pydicom let go of the interpreter while they decode."""
-    workers = workers or os.cpu_count() or 1
-    if workers == 1:
-        yield from map(work, cases)
-        return
-    with ThreadPoolExecutor(workers, "read") as pool:
-        waiting: deque[Future[_Result]] = deque()
-        rest = iter(cases)
-        try:
-            waiting.extend(pool.submit(work, case) for case in islice(rest, _AHEAD * workers))
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(pool.submit(work, case) for case in islice(rest, 1))
-                yield done
-        finally:  # whoever stops early, or at an error, does not wait for the rest
-            pool.shutdown(cancel_futures=True)
