@@ -66,24 +66,23 @@ def exclusion_examples(
             f"{counts[2]} and {counts[3]} numbers"
         )
     why = np.array(reasons(found, alpha=alpha, beta=beta, size=masks.shape[-1]), object)
-    heads, top, below, told = [], [], [], []
+    heads: list[Markup] = []
+    lines: dict[str, list[Markup]] = {"image": [], "pseudo mask": [], "": []}
     for reason, head in _HEADS.items():
         by = found.entropy_bits if reason == Reason.HIGH_ENTROPY else found.target_pixels
         chosen = _spread(np.flatnonzero(why == reason), by, each)
-        span = max(len(chosen), 1)
-        heads.append(
-            Markup('<th scope="col" colspan="{}">{} ({:,})</th>').format(span, head, int((why == reason).sum()))
-        )
-        if not len(chosen):
-            top, below, told = ([*row, Markup("<td>—</td>")] for row in (top, below, told))
+        span, count = max(len(chosen), 1), int((why == reason).sum())
+        heads.append(Markup('<th scope="col" colspan="{}">{} ({:,})</th>').format(span, head, count))
         for place in chosen:
-            top.append(_cell(images[place], f"image, {head}"))
-            below.append(_cell(masks[place].max(axis=0)[None], f"pseudo mask, {head}"))
+            lines["image"].append(_cell(images[place], f"image, {head}"))
+            lines["pseudo mask"].append(_cell(masks[place].max(axis=0)[None], f"pseudo mask, {head}"))
             words = f"N = {found.target_pixels[place]:,} px, E = {found.entropy_bits[place]:.2f} bits"
-            told.append(Markup("<td>{}</td>").format(words))
+            lines[""].append(Markup("<td>{}</td>").format(words))
+        if not len(chosen):
+            for line in lines.values():
+                line.append(Markup("<td>—</td>"))
     rows = Markup("\n").join(
-        Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup("").join(cells))
-        for name, cells in (("image", top), ("pseudo mask", below), ("", told))
+        Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup("").join(line)) for name, line in lines.items()
     )
     threshold = f"alpha = {alpha:g} pixels at 384 x 384, " + ("no beta" if beta is None else f"beta = {beta:g} bits")
     return Markup(
