@@ -75,7 +75,7 @@ class SiteSettings(Settings):
     name: Name
     labels: NameList = Field(("lesion",), min_length=1, description="what the teacher's masks show, in order")
     teacher: TeacherSettings = TeacherSettings()
-    training: TeacherTraining = TeacherTraining(image_budget=350_000)
+    training: TeacherTraining = TeacherTraining(epochs="paper")
     data: DataSettings = DataSettings()
     policy: Policy = Policy()
     connection: ConnectionSettings | None = None

@@ -28,6 +28,7 @@ from consilium.common.errors import DataError, ErrorCode, WireError
 from consilium.common.identity import private_folder
 from consilium.common.networks.student_files import save_student
 from consilium.common.study import Study
+from consilium.common.training.fine_tune import choose_images
 from consilium.common.training.loop import fit
 from consilium.common.wire import (
     DescribeReply,
@@ -251,8 +252,9 @@ class Site:
         student = visiting_student.open_student(card, request.weights)
         own = self._settings.training  # the machine is the site's, the recipe the study's
         training = study.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
-        form = visiting_student.in_study_form(train, study, rows)
         seed = int.from_bytes(hashlib.sha256(f"{study.seed}:{self.name}".encode()).digest()[:4], "big") % 2**31
+        chosen, _ = choose_images(train.groups, study.fine_tune.images, seed)
+        form = visiting_student.in_study_form(train.take(chosen), study, rows)
         fit(
             student,
             form.images,
@@ -264,7 +266,7 @@ class Site:
         )
         score = metrics.score(visiting_student.student_dice(student, test, study, rows, own.device))
         save_student(folder, student, card)
-        result = {"mean": score.mean, "std": score.std, "test_images": len(test), "train_images": len(train)}
+        result = {"mean": score.mean, "std": score.std, "test_images": len(test), "train_images": len(chosen)}
         partial = folder / f"{_RESULT}.partial"
         partial.write_text(json.dumps(result), "utf-8")
         partial.replace(folder / _RESULT)

@@ -57,18 +57,19 @@ class StudentSettings(Settings):
     """The one network the server trains."""
 
     network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
-    training: TrainingSettings = TrainingSettings(image_budget=350_000)
+    training: TrainingSettings = TrainingSettings(epochs="paper")
 
 
 class FineTuneSettings(Settings):
     """Algorithm 2: the student is trained on, at a site, on that site's labels; the result stays there."""
 
     sites: NameList = ()
+    images: int = Field(50, ge=0, description="labelled images it is trained on; 0 means all of the training part")
     training: TrainingSettings = TrainingSettings(epochs=50)
 
 
 class Study(Settings):
-    """One run of the whole thing.
+    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper/study.toml``.
 
     The digest of these settings names the study on the wire; changing any of them makes another study.
     """

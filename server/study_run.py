@@ -185,10 +185,11 @@ class StudyRun:
         if self._finished("distill"):
             return
         with self._stage("distill"):
+            training = self.study.student.training.on(len(self.catalogue.indices("transferal")))  # before exclusion
             student, history = distill(
                 self.catalogue.pixels,
                 self.pseudo_masks.read(),
-                self.study.student,
+                self.study.student.model_copy(update={"training": training}),
                 seed=self.study.seed,
                 kept=kept,
                 folder=self.folder.student / "checkpoints",
