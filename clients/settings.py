@@ -16,7 +16,7 @@ from consilium.clients.policy import Policy
 from consilium.common.errors import StateError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, load
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
 _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
@@ -76,6 +76,7 @@ class SiteSettings(Settings):
     labels: NameList = Field(("lesion",), min_length=1, description="what the teacher's masks show, in order")
     teacher: TeacherSettings = TeacherSettings()
     training: TeacherTraining = TeacherTraining(epochs="paper")
+    fine_tune: FineTuningSettings = FineTuningSettings()
     data: DataSettings = DataSettings()
     policy: Policy = Policy()
     connection: ConnectionSettings | None = None
@@ -101,6 +102,11 @@ class SiteHome:
     def teacher(self) -> Path:
         """Folder of the trained teacher."""
         return self.folder / self.settings.teacher.folder
+
+    @property
+    def fine_tuned_teacher(self) -> Path:
+        """Folder of the teacher after `consilium-site fine-tune`."""
+        return self.teacher.with_name(f"{self.teacher.name}-fine-tuned")
 
     @property
     def source(self) -> Path | None:

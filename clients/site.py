@@ -28,8 +28,8 @@ from consilium.common.errors import DataError, ErrorCode, WireError
 from consilium.common.identity import private_folder
 from consilium.common.networks.student_files import save_student
 from consilium.common.study import Study
-from consilium.common.training.fine_tune import choose_images
-from consilium.common.training.loop import fit
+from consilium.common.training.fine_tune import choose_images, fine_tune
+from consilium.common.training.settings import FineTuningSettings
 from consilium.common.wire import (
     DescribeReply,
     DescribeRequest,
@@ -40,6 +40,7 @@ from consilium.common.wire import (
     FineTuneRequest,
     PredictReply,
     PredictRequest,
+    Score,
 )
 
 LOG: Final = logging.getLogger(__name__)
@@ -241,7 +242,15 @@ class Site:
             if not (folder / _RESULT).exists():
                 self._train_student(request, study, folder)
         result = json.loads((folder / _RESULT).read_text("utf-8"))
-        return FineTuneReply(study=request.study, catalogue=request.catalogue, site=self.name, **result)
+        return FineTuneReply(
+            study=request.study,
+            catalogue=request.catalogue,
+            site=self.name,
+            mean=result["after"]["mean"],
+            std=result["after"]["std"],
+            test_images=result["after"]["n"],
+            train_images=result["images"],
+        )
 
     def _train_student(self, request: FineTuneRequest, study: Study, folder: Path) -> None:
         """Train, keep the student and its Dice; the Dice last: a folder with one is whole."""
@@ -253,22 +262,25 @@ class Site:
         own = self._settings.training  # the machine is the site's, the recipe the study's
         training = study.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
         seed = int.from_bytes(hashlib.sha256(f"{study.seed}:{self.name}".encode()).digest()[:4], "big") % 2**31
-        chosen, _ = choose_images(train.groups, study.fine_tune.images, seed)
-        form = visiting_student.in_study_form(train.take(chosen), study, rows)
-        fit(
+        chosen, _ = choose_images(
+            train.groups, study.fine_tune.images, seed
+        )  # before all are brought to the study's form
+
+        def measure(network: torch.nn.Module) -> Score:
+            return metrics.score(visiting_student.student_dice(network, test, study, rows, own.device))
+
+        tuned = fine_tune(
             student,
-            form.images,
-            form.masks * np.uint8(255),
-            training,
+            visiting_student.in_study_form(train.take(chosen), study, rows),
+            FineTuningSettings(images=0, training=training),
             seed=seed,
+            measure=measure,
             folder=folder / "training",
             on_step=lambda _progress: self._go_on(),
         )
-        score = metrics.score(visiting_student.student_dice(student, test, study, rows, own.device))
-        save_student(folder, student, card)
-        result = {"mean": score.mean, "std": score.std, "test_images": len(test), "train_images": len(chosen)}
+        save_student(folder, student, card | {"fine_tuned": tuned.facts()})
         partial = folder / f"{_RESULT}.partial"
-        partial.write_text(json.dumps(result), "utf-8")
+        partial.write_text(json.dumps(tuned.facts()), "utf-8")
         partial.replace(folder / _RESULT)
         shutil.rmtree(folder / "training", ignore_errors=True)
 

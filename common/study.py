@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, kebab
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 
 def _split_weights(value: object) -> object:
@@ -60,12 +60,10 @@ class StudentSettings(Settings):
     training: TrainingSettings = TrainingSettings(epochs="paper")
 
 
-class FineTuneSettings(Settings):
+class FineTuneSettings(FineTuningSettings):
     """Algorithm 2: the student is trained on, at a site, on that site's labels; the result stays there."""
 
     sites: NameList = ()
-    images: int = Field(50, ge=0, description="labelled images it is trained on; 0 means all of the training part")
-    training: TrainingSettings = TrainingSettings(epochs=50)
 
 
 class Study(Settings):

@@ -1,11 +1,129 @@
-"""Fine-tuning: Algorithm 2, line 12. A network that is trained already is trained on, on a few labelled images."""
+"""Fine-tuning: Algorithm 2, line 12. A network that is trained already is trained on, on a few labelled images.
 
-from collections.abc import Sequence
+It may come out worse: fifty images are few, and their hospital may not be that of the next patient. So the network is always
+measured before and after, on images it is not fine-tuned on, and both scores are kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
+from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
+from consilium.common.metrics import dice, score
+from consilium.common.soft_mask import quantise
+from consilium.common.training.loop import History, Progress, fit
+from consilium.common.training.predict import predict
+from consilium.common.training.settings import FineTuningSettings
+from consilium.common.wire import Score
+
+_BATCH: Final = 16
+
+Measure = Callable[[nn.Module], Score]
+"""Gives the Dice of a network on images that it is not fine-tuned on."""
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What fine-tuning did.
+
+    Attributes
+    ----------
+    chosen, rest
+        Positions of the images it was trained on, and of the others, ascending.
+    before, after
+        Dice on images that are not among the chosen.
+    history
+        How the training went.
+    """
+
+    chosen: npt.NDArray[np.int64]
+    rest: npt.NDArray[np.int64]
+    before: Score
+    after: Score
+    history: History
+
+    @property
+    def better(self) -> Literal["before", "after"]:
+        """Which of the two to use; where they are equal, and where nothing was measured, the one from before."""
+        return "after" if self.after.mean > self.before.mean else "before"
+
+    def facts(self) -> dict[str, Any]:
+        """Give the result for a card: plain values."""
+        return {
+            "images": len(self.chosen),
+            "before": self.before.model_dump(),
+            "after": self.after.model_dump(),
+            "better": self.better,
+        }
+
+
+def fine_tune(
+    network: nn.Module,
+    data: Labelled,
+    settings: FineTuningSettings,
+    *,
+    seed: int,
+    measure: Measure | None = None,
+    folder: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> FineTuned:
+    """Train a network on, in place, and measure it before and after.
+
+    Parameters
+    ----------
+    network
+        Maps images (n, C, H, W) in [0, 1] to logits (n, K, H, W).
+    data
+        Labelled images in the network's form; `settings.images` of them are chosen to train on.
+    settings
+        How many, and how.
+    seed
+        Decides which images are chosen, their order and augmentation.
+    measure
+        How to measure the network; where None, by its Dice on the images of `data` that were not chosen.
+    folder
+        For the checkpoint; a fine-tuning that was interrupted goes on from there.
+    on_step
+        Told how far training is.
+
+    Raises
+    ------
+    DataError
+        If no image can be chosen; see `choose_images`.
+    """
+    chosen, rest = choose_images(data.groups, settings.images, seed)
+    measured = measure or dice_on(data, rest, settings.training.device)
+    before = measured(network)
+    few = data.take(chosen)
+    history = fit(
+        network,
+        few.images,
+        few.masks * np.uint8(255),
+        settings.training,
+        seed=seed,
+        folder=folder,
+        on_step=on_step,
+    )
+    return FineTuned(chosen, rest, before, measured(network), history)
+
+
+def dice_on(data: Labelled, indices: npt.NDArray[np.int64], device: str = "auto") -> Measure:
+    """Measure a network by its Dice on some of the images of a set, a batch at a time."""
+
+    def measure(network: nn.Module) -> Score:
+        values = [np.empty(0)]
+        for at in range(0, len(indices), _BATCH):
+            part = data.take(indices[at : at + _BATCH])
+            values.append(dice(quantise(predict(network, part.images, _BATCH, device)), part.masks))
+        return score(np.concatenate(values))
+
+    return measure
 
 
 def choose_images(groups: Sequence[str], count: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

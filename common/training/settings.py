@@ -90,3 +90,10 @@ class TrainingSettings(Settings):
         epochs = self.on(image_count).epochs
         images = self.image_budget or int(epochs) * image_count
         return -(-images // self.batch)
+
+
+class FineTuningSettings(Settings):
+    """Algorithm 2, line 12, with the paper's numbers: 50 labelled images (section 5.2), 50 epochs (appendix A.3)."""
+
+    images: int = Field(50, ge=0, description="labelled images to train on; 0 means all")
+    training: TrainingSettings = TrainingSettings(epochs=50)

@@ -21,7 +21,6 @@ from consilium.common.networks.settings import NetworkSettings
 from consilium.common.training import loop
 from consilium.common.training.augment import Draw, augment
 from consilium.common.training.checkpoint import FILE_NAME
-from consilium.common.training.fine_tune import choose_images
 from consilium.common.training.loop import Progress, fit
 from consilium.common.training.loss import DICE_OF, SMOOTH, dice_bce, paper_dice, soft_dice
 from consilium.common.training.predict import predict
@@ -364,33 +363,6 @@ def test_the_papers_epochs_hold_for_any_number_of_images() -> None:
 def test_images_left_out_shorten_the_papers_training_and_not_its_epochs() -> None:
     """2,800 images before exclusion, 1,400 after: 250 epochs, as without exclusion."""
     assert TrainingSettings(epochs="paper").on(2800).steps(1400) == 1400 * 250 // 4
-
-
-# ---- fine-tuning
-
-
-def test_images_to_fine_tune_on_are_as_many_as_asked_for_and_the_seed_decides_which() -> None:
-    chosen, rest = choose_images([""] * 80, 50, seed=3)
-    assert len(chosen) == 50
-    assert sorted([*chosen, *rest]) == list(range(80))
-    assert choose_images([""] * 80, 50, seed=3)[0].tolist() == chosen.tolist()
-    assert choose_images([""] * 80, 50, seed=4)[0].tolist() != chosen.tolist()
-
-
-@given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=20), st.integers(0, 25), st.integers(0, 99))
-def test_no_group_is_on_both_sides_and_no_more_are_chosen_than_asked_for(
-    groups: list[str], count: int, seed: int
-) -> None:
-    smallest = 1 if "" in groups else min(groups.count(name) for name in groups)
-    if 0 < count < smallest:
-        with pytest.raises(DataError, match=f"smallest one here has {smallest} images"):
-            choose_images(groups, count, seed)
-        return
-    chosen, rest = choose_images(groups, count, seed)
-    assert not {groups[i] for i in chosen} & {groups[i] for i in rest} - {""}
-    assert 0 < len(chosen) <= (count or len(groups))
-    if not count:
-        assert len(chosen) == len(groups)
 
 
 def test_predict_gives_probabilities_whatever_the_batch_and_leaves_the_mode() -> None:
