@@ -74,6 +74,9 @@ class SiteSettings(Settings):
 
     name: Name
     labels: NameList = Field(("lesion",), min_length=1, description="what the teacher's masks show, in order")
+    label_map: dict[Name, NameList] = Field(
+        default_factory=dict, description="for a study's label, those of the labels above that it means"
+    )
     teacher: TeacherSettings = TeacherSettings()
     training: TeacherTraining = TeacherTraining(epochs="paper")
     fine_tune: FineTuningSettings = FineTuningSettings()
@@ -81,6 +84,18 @@ class SiteSettings(Settings):
     policy: Policy = Policy()
     connection: ConnectionSettings | None = None
     gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: every label is named once")
+        for label, meant in self.label_map.items():
+            strangers = sorted(set(meant) - set(self.labels))
+            if strangers:
+                raise ValueError(
+                    f"label-map.{label} names {', '.join(strangers)}, not among the labels {', '.join(self.labels)}"
+                )
+        return self
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch import nn
 from consilium.clients.settings import TRAINED, SiteHome, teacher_digest, trained_result
 from consilium.clients.teachers import geometry
 from consilium.common import metrics
-from consilium.common.datasets import folder as image_folder
-from consilium.common.datasets import labelled
+from consilium.common.datasets import label_folder, labelled
 from consilium.common.errors import DataError, StateError
 from consilium.common.identity import private_folder
 from consilium.common.networks.build import build
@@ -182,7 +181,7 @@ def pack_data(home: SiteHome) -> None:
     source, data = home.source, home.settings.data
     if labelled.is_packed(home.train_set) or source is None:
         return
-    whole = image_folder.read(source, data.size, data.channels)
+    whole = label_folder.read(source, data.size, data.channels, home.settings.labels)
     train, test = labelled.split(whole.groups, data.test_share, data.seed)
     if not len(train):
         raise DataError(

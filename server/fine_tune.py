@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from consilium.common.datasets import folder as image_folder
+from consilium.common.datasets import label_folder
 from consilium.common.errors import DataError, StateError
 from consilium.common.networks import student_files
 from consilium.common.settings import parse
@@ -40,7 +40,7 @@ def fine_tune_student(
     folder
         A run folder, or a student's.
     data
-        Labelled images, as `datasets.folder` reads them.
+        Labelled images of the student's labels, as `label_folder` reads them.
     images
         How many to train on; ``fine-tune.images`` where None.
     force
@@ -66,9 +66,10 @@ def fine_tune_student(
     network, card = student_files.load_student(source)
     settings, seed = _recipe(card, str(source))
     settings = settings if images is None else settings.model_copy(update={"images": images})
-    labelled = image_folder.read(data, card["size"], card["in_channels"])
-    if labelled.masks.shape[1] != card["classes"]:
-        raise DataError(f"the student knows {card['classes']} labels, {data} has masks of {labelled.masks.shape[1]}")
+    labels = card.get("labels", ["lesion"])
+    if len(labels) != card["classes"]:
+        raise DataError(f"{source}: the card names {len(labels)} labels for {card['classes']} masks; name each in it")
+    labelled = label_folder.read(data, card["size"], card["in_channels"], labels)
     _, rest = choose_images(labelled.groups, settings.images, seed)
     if not len(rest):
         raise DataError(

@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id, open_catalogue
-from consilium.common.datasets import busi, folder, labelled, phantoms
+from consilium.common.datasets import busi, label_folder, labelled, phantoms
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
 from consilium.common.identity import load_signing_key, make_signing_key
@@ -213,7 +213,7 @@ def _folders(settings: SimulatedStudy) -> FederationData:
     size, channels = settings.image.size, settings.image.channels
     sites = {}
     for name, site in settings.simulation.sites.items():
-        data = folder.read(Path(site.folder), size, channels)
+        data = label_folder.read(Path(site.folder), size, channels, settings.labels)
         sites[name] = _split(data, settings, name)
     return FederationData(sites, _transferal_folder(settings))
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
@@ -69,6 +69,7 @@ def fine_tune(
     settings: FineTuningSettings,
     *,
     seed: int,
+    channels: Sequence[int] | None = None,
     measure: Measure | None = None,
     folder: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
@@ -85,6 +86,9 @@ def fine_tune(
         How many, and how.
     seed
         Decides which images are chosen, their order and augmentation.
+    channels
+        Which of the network's K masks those of `data` are, where it has no ground truth of some; all where None. The loss
+        leaves the others out.
     measure
         How to measure the network; where None, by its Dice on the images of `data` that were not chosen.
     folder
@@ -98,11 +102,15 @@ def fine_tune(
         If no image can be chosen; see `choose_images`.
     """
     chosen, rest = choose_images(data.groups, settings.images, seed)
-    measured = measure or dice_on(data, rest, settings.training.device)
-    before = measured(network)
+    part = network if channels is None else _Channels(network, channels)
+
+    def measured() -> Score:
+        return measure(network) if measure else dice_on(data, rest, settings.training.device)(part)
+
+    before = measured()
     few = data.take(chosen)
     history = fit(
-        network,
+        part,
         few.images,
         few.masks * np.uint8(255),
         settings.training,
@@ -110,7 +118,7 @@ def fine_tune(
         folder=folder,
         on_step=on_step,
     )
-    return FineTuned(chosen, rest, before, measured(network), history)
+    return FineTuned(chosen, rest, before, measured(), history)
 
 
 def dice_on(data: Labelled, indices: npt.NDArray[np.int64], device: str = "auto") -> Measure:
@@ -124,6 +132,20 @@ def dice_on(data: Labelled, indices: npt.NDArray[np.int64], device: str = "auto"
         return score(np.concatenate(values))
 
     return measure
+
+
+class _Channels(nn.Module):
+    """Some of a network's masks."""
+
+    def __init__(self, network: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = list(channels)
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits[:, self.channels]
 
 
 def choose_images(groups: Sequence[str], count: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -68,6 +68,11 @@ def test_any_changed_setting_makes_another_study() -> None:
     )
 
 
+def test_the_digest_that_the_wire_format_names_is_the_studys() -> None:
+    digest = parse(Study, {"name": "s", "sites": ["a"]}, "x").digest
+    assert digest in (CONFIGS.parent / "docs" / "wire.md").read_text()
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
     assert f"{path.name}" in path.read_text().splitlines()[0]
