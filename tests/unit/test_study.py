@@ -86,8 +86,18 @@ def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> N
     assert study.sites
 
 
+def test_a_simulated_site_knows_some_of_the_studys_labels_in_the_studys_order() -> None:
+    document = read_toml(CONFIGS / "labels.toml")
+    study = parse(SimulatedStudy, document, "labels.toml")
+    assert [study.labels_of(site) for site in study.sites] == [("mass", "cyst"), ("mass",), ("mass", "cyst")]
+    document["simulation"]["sites"]["east"]["labels"] = ["mass", "vessel"]
+    with pytest.raises(SettingsError, match=r"simulation\.sites\.east\.labels names vessel, not among .* mass, cyst"):
+        parse(SimulatedStudy, document, "labels.toml")
+
+
 def test_shipped_settings_are_found_by_name_and_others_are_named() -> None:
     assert find_settings(Path("demo.toml")).samefile(CONFIGS / "demo.toml")
+    assert find_settings(Path("paper/study.toml")).samefile(CONFIGS / "paper" / "study.toml")
     with pytest.raises(SettingsError, match=r"none of that name is shipped \(.*demo.toml"):
         find_settings(Path("nope.toml"))
 
