@@ -149,6 +149,7 @@ def collect_once(sites: int, images: int, size: int, chunk: int, pixels: bool) -
                     watched, names, MaskFile(folder / "site_masks.u8", sites * len(watched), study.mask_shape)
                 ),
                 missing=dict.fromkeys(names, [pixels] * images),
+                known=dict.fromkeys(names, range(len(study.labels))),
                 envelope={"study": study.digest, "catalogue": listed.hash},
             ).run()
             seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from consilium.clients.policy import Policy
 from consilium.common.errors import StateError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, load
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
 _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
@@ -74,12 +74,28 @@ class SiteSettings(Settings):
 
     name: Name
     labels: NameList = Field(("lesion",), min_length=1, description="what the teacher's masks show, in order")
+    label_map: dict[Name, NameList] = Field(
+        default_factory=dict, description="for a study's label, those of the labels above that it means"
+    )
     teacher: TeacherSettings = TeacherSettings()
-    training: TeacherTraining = TeacherTraining(image_budget=350_000)
+    training: TeacherTraining = TeacherTraining(epochs="paper")
+    fine_tune: FineTuningSettings = FineTuningSettings()
     data: DataSettings = DataSettings()
     policy: Policy = Policy()
     connection: ConnectionSettings | None = None
     gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: every label is named once")
+        for label, meant in self.label_map.items():
+            strangers = sorted(set(meant) - set(self.labels))
+            if strangers:
+                raise ValueError(
+                    f"label-map.{label} names {', '.join(strangers)}, not among the labels {', '.join(self.labels)}"
+                )
+        return self
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,11 @@ class SiteHome:
     def teacher(self) -> Path:
         """Folder of the trained teacher."""
         return self.folder / self.settings.teacher.folder
+
+    @property
+    def fine_tuned_teacher(self) -> Path:
+        """Folder of the teacher after `consilium-site fine-tune`."""
+        return self.teacher.with_name(f"{self.teacher.name}-fine-tuned")
 
     @property
     def source(self) -> Path | None:

@@ -22,13 +22,15 @@ from consilium.clients.audit import Audit, Event
 from consilium.clients.settings import SiteHome
 from consilium.clients.studies import Shown, StudyBook
 from consilium.clients.teachers import Teacher
-from consilium.common import metrics, soft_mask, wire
+from consilium.common import labels, metrics, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
 from consilium.common.identity import private_folder
+from consilium.common.labels import LabelView
 from consilium.common.networks.student_files import save_student
 from consilium.common.study import Study
-from consilium.common.training.loop import fit
+from consilium.common.training.fine_tune import choose_images, fine_tune
+from consilium.common.training.settings import FineTuningSettings
 from consilium.common.wire import (
     DescribeReply,
     DescribeRequest,
@@ -39,6 +41,7 @@ from consilium.common.wire import (
     FineTuneRequest,
     PredictReply,
     PredictRequest,
+    Score,
 )
 
 LOG: Final = logging.getLogger(__name__)
@@ -139,7 +142,7 @@ class Site:
             catalogue=request.catalogue,
             site=self.name,
             output=policy.output_kind(self._settings.policy, self._settings.teacher.output),
-            labels=list(self._settings.labels),
+            labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
             teacher=json.dumps(dict(self._teacher.card), sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
         )
@@ -179,8 +182,8 @@ class Site:
         return [soft_mask.encode(mask) for mask in limited]
 
     def _ask_teacher(self, images: npt.NDArray[np.uint8], study: Study) -> soft_mask.SoftMasks:
-        """The teacher's soft masks, uint8 (n, K, H, W), of the study's labels in its order, before the policy."""
-        rows = self._rows(study)
+        """The teacher's soft masks, uint8 (n, K, H, W), of the study's labels it knows, before the policy."""
+        view = self._known_labels(study)
         with self._asking:
             probabilities = self._teacher.predict(images)
         expected = (len(images), len(self._settings.labels), *images.shape[2:])
@@ -188,28 +191,31 @@ class Site:
             raise DataError(
                 f"the teacher gives masks of shape {expected}, one channel a label; got {probabilities.shape}"
             )
-        return soft_mask.quantise(probabilities[:, rows] if rows != list(range(expected[1])) else probabilities)
+        return soft_mask.quantise(view.take(probabilities))
 
     def _go_on(self) -> None:
         if self._closing.is_set():
             raise WireError(ErrorCode.SITE_FAILED, "the site is being stopped")
 
-    def _rows(self, study: Study) -> list[int]:
-        """Which of the site's labels are the study's, in its order."""
-        strangers = [label for label in study.labels if label not in self._settings.labels]
-        if strangers:
-            raise WireError(ErrorCode.NO_DATA, f"this site's teacher does not know {', '.join(strangers)}")
-        return [self._settings.labels.index(label) for label in study.labels]
+    def _label_view(self, study: Study) -> LabelView:
+        return labels.view(study.labels, self._settings.labels, self._settings.label_map)
+
+    def _known_labels(self, study: Study) -> LabelView:
+        """Those of the study's labels that this site knows, at least one."""
+        view = self._label_view(study)
+        if not view.known:
+            raise WireError(ErrorCode.NO_DATA, f"this site's teacher knows none of {', '.join(study.labels)}")
+        return view
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         policy.require_permission(self._settings.policy, "evaluate")
         study = self._studies.recall(request).study
-        rows = self._rows(study)
+        view = self._known_labels(study)
         test = _open_set(self._home.test_set)
         card = visiting_student.read_card(request.card, study)
         student = visiting_student.open_student(card, request.weights)
-        student_dice = visiting_student.student_dice(student, test, study, rows, self._settings.training.device)
-        teacher = metrics.score(self._teacher_dice(test, study, rows))
+        student_dice = visiting_student.student_dice(student, test, study, view, self._settings.training.device)
+        teacher = metrics.score(self._teacher_dice(test, study, view))
         return EvaluateReply(
             study=request.study,
             catalogue=request.catalogue,
@@ -222,11 +228,11 @@ class Site:
             train_images=_count(self._home.train_set),
         )
 
-    def _teacher_dice(self, test: labelled.Labelled, study: Study, rows: list[int]) -> npt.NDArray[np.float64]:
+    def _teacher_dice(self, test: labelled.Labelled, study: Study, view: LabelView) -> npt.NDArray[np.float64]:
         values = []
         for at in range(0, len(test), BATCH):
             chosen = test.take(np.arange(at, min(at + BATCH, len(test))))
-            part = visiting_student.in_study_form(chosen, study, rows)
+            part = visiting_student.in_study_form(chosen, study, view)
             values.append(metrics.dice(self._ask_teacher(part.images, study), part.masks))
         return np.concatenate(values)
 
@@ -240,33 +246,46 @@ class Site:
             if not (folder / _RESULT).exists():
                 self._train_student(request, study, folder)
         result = json.loads((folder / _RESULT).read_text("utf-8"))
-        return FineTuneReply(study=request.study, catalogue=request.catalogue, site=self.name, **result)
+        return FineTuneReply(
+            study=request.study,
+            catalogue=request.catalogue,
+            site=self.name,
+            mean=result["after"]["mean"],
+            std=result["after"]["std"],
+            test_images=result["after"]["n"],
+            train_images=result["images"],
+        )
 
     def _train_student(self, request: FineTuneRequest, study: Study, folder: Path) -> None:
         """Train, keep the student and its Dice; the Dice last: a folder with one is whole."""
-        rows = self._rows(study)
+        view = self._known_labels(study)
         private_folder(self._home.students)
         train, test = _open_set(self._home.train_set), _open_set(self._home.test_set)
         card = visiting_student.read_card(request.card, study)
         student = visiting_student.open_student(card, request.weights)
         own = self._settings.training  # the machine is the site's, the recipe the study's
         training = study.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
-        form = visiting_student.in_study_form(train, study, rows)
         seed = int.from_bytes(hashlib.sha256(f"{study.seed}:{self.name}".encode()).digest()[:4], "big") % 2**31
-        fit(
+        chosen, _ = choose_images(
+            train.groups, study.fine_tune.images, seed
+        )  # before all are brought to the study's form
+
+        def measure(network: torch.nn.Module) -> Score:
+            return metrics.score(visiting_student.student_dice(network, test, study, view, own.device))
+
+        tuned = fine_tune(
             student,
-            form.images,
-            form.masks * np.uint8(255),
-            training,
+            visiting_student.in_study_form(train.take(chosen), study, view),
+            FineTuningSettings(images=0, training=training),
             seed=seed,
+            channels=view.known,
+            measure=measure,
             folder=folder / "training",
             on_step=lambda _progress: self._go_on(),
         )
-        score = metrics.score(visiting_student.student_dice(student, test, study, rows, own.device))
-        save_student(folder, student, card)
-        result = {"mean": score.mean, "std": score.std, "test_images": len(test), "train_images": len(train)}
+        save_student(folder, student, card | {"fine_tuned": tuned.facts()})
         partial = folder / f"{_RESULT}.partial"
-        partial.write_text(json.dumps(result), "utf-8")
+        partial.write_text(json.dumps(tuned.facts()), "utf-8")
         partial.replace(folder / _RESULT)
         shutil.rmtree(folder / "training", ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Training a site's teacher on the site's own labelled images."""
+"""Training and fine-tuning a site's teacher on the site's own labelled images."""
 
 import json
 import logging
@@ -7,24 +7,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from torch import nn
 
 from consilium.clients.settings import TRAINED, SiteHome, teacher_digest, trained_result
 from consilium.clients.teachers import geometry
 from consilium.common import metrics
-from consilium.common.datasets import folder as image_folder
-from consilium.common.datasets import labelled
-from consilium.common.errors import DataError
+from consilium.common.datasets import label_folder, labelled
+from consilium.common.errors import DataError, StateError
 from consilium.common.identity import private_folder
 from consilium.common.networks.build import build
-from consilium.common.networks.student_files import save_student, student_card
+from consilium.common.networks.student_files import CARD_NAME, load_student, save_student, student_card
 from consilium.common.soft_mask import quantise
+from consilium.common.training.fine_tune import FineTuned, choose_images, fine_tune
 from consilium.common.training.loop import Progress, fit
 from consilium.common.training.predict import predict
+from consilium.common.training.settings import FineTuningSettings
 from consilium.common.wire import Score
 
 LOG: Final = logging.getLogger(__name__)
 _BATCH: Final = 16
-_UNTESTED: Final = Score(mean=0.0, std=0.0, n=0)
 
 
 def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = None) -> Mapping[str, Any]:
@@ -51,26 +52,21 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     found = trained_result(home)
     if found is not None:
         return found
-    pack_data(home)
     teacher = home.settings.teacher
-    train = labelled.open_packed(home.train_set)
-    if train.masks.shape[1] != len(home.settings.labels):
-        raise DataError(
-            f"{home.train_set} has masks of {train.masks.shape[1]} labels, the settings name {len(home.settings.labels)}: "
-            f"{', '.join(home.settings.labels)}"
-        )
+    train = _training_data(home)
     private_folder(home.teacher)
     module = build(teacher.network, teacher.channels, len(home.settings.labels), home.settings.training.seed)
+    form = _in_teacher_form(train, home)
     fit(
         module,
-        geometry.to_size(geometry.to_channels(train.images, teacher.channels), teacher.size),
-        geometry.to_masks(train.masks, teacher.size) * np.uint8(255),
+        form.images,
+        form.masks * np.uint8(255),
         home.settings.training,
         seed=home.settings.training.seed,
         folder=home.teacher / "training",
         on_step=on_step,
     )
-    score = _test(home, module, labelled.open_packed(home.test_set)) if labelled.is_packed(home.test_set) else _UNTESTED
+    score = _test(home, module, _test_data(home))
     result = {"train-images": len(train), "test-images": score.n, "dice-mean": score.mean, "dice-std": score.std}
     network = teacher.network.model_copy(update={"encoder_weights": "none"})  # they are part of the weights now
     card = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
@@ -82,12 +78,110 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     return result
 
 
+def fine_tune_teacher(
+    home: SiteHome,
+    *,
+    images: int | None = None,
+    force: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+) -> FineTuned:
+    """Train a copy of the site's teacher on, on the site's own labelled images (Algorithm 2, line 12).
+
+    The teacher stays as it is; the copy is kept beside it, in `SiteHome.fine_tuned_teacher`. It is measured before and after
+    on the site's test images; without any, on the training images that were not chosen.
+
+    Parameters
+    ----------
+    home
+        The site.
+    images
+        How many images; ``fine-tune.images`` of the settings where None.
+    force
+        Replace a copy that is there already.
+    on_step
+        Told of the progress.
+
+    Raises
+    ------
+    StateError
+        If there is no trained teacher, or a fine-tuned copy is there already.
+    DataError
+        If the data cannot be used, or no image would be left to test on.
+    """
+    target, teacher = home.fine_tuned_teacher, home.settings.teacher
+    if not (home.teacher / CARD_NAME).is_file():
+        raise StateError(f"{home.teacher} holds no trained teacher; train it with `consilium-site train SITE.toml`")
+    if (target / CARD_NAME).is_file() and not force:
+        raise StateError(f"{target} holds a fine-tuned teacher already; --force replaces it")
+    module, card = load_student(home.teacher)
+    data, test = _training_data(home), _test_data(home)
+    own = home.settings.training  # the machine is that of the site's training
+    training = home.settings.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
+    count = home.settings.fine_tune.images if images is None else images
+    chosen, rest = choose_images(data.groups, count, own.seed)
+    held_out = test if test is not None else data.take(rest)
+    if not len(held_out):
+        raise DataError(
+            f"all {len(data)} images would be trained on and none tested on; give a smaller number of images"
+        )
+    if force:
+        shutil.rmtree(target, ignore_errors=True)
+    private_folder(target)
+    tuned = fine_tune(
+        module,
+        _in_teacher_form(data.take(chosen), home),
+        FineTuningSettings(images=0, training=training),
+        seed=own.seed,
+        measure=lambda network: _test(home, network, held_out),
+        folder=target / "training",
+        on_step=on_step,
+    )
+    after = tuned.after
+    result = {
+        "train-images": card.get("train-images", 0),
+        "test-images": after.n,
+        "dice-mean": after.mean,
+        "dice-std": after.std,
+    }
+    network = teacher.network.model_copy(update={"encoder_weights": "none"})
+    fresh = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
+    save_student(target, module, fresh | result | {"fine-tuned": tuned.facts()})
+    (target / TRAINED).write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
+    shutil.rmtree(target / "training", ignore_errors=True)
+    return tuned
+
+
+def _training_data(home: SiteHome) -> labelled.Labelled:
+    """Pack the site's images if need be, and open those to train on."""
+    pack_data(home)
+    train = labelled.open_packed(home.train_set)
+    if train.masks.shape[1] != len(home.settings.labels):
+        raise DataError(
+            f"{home.train_set} has masks of {train.masks.shape[1]} labels, the settings name {len(home.settings.labels)}: "
+            f"{', '.join(home.settings.labels)}"
+        )
+    return train
+
+
+def _test_data(home: SiteHome) -> labelled.Labelled | None:
+    """Open the site's test images, if it has any."""
+    test = labelled.open_packed(home.test_set) if labelled.is_packed(home.test_set) else None
+    return test if test is not None and len(test) else None
+
+
+def _in_teacher_form(data: labelled.Labelled, home: SiteHome) -> labelled.Labelled:
+    """Bring images and masks to the teacher's size and channels."""
+    teacher = home.settings.teacher
+    images = geometry.to_size(geometry.to_channels(data.images, teacher.channels), teacher.size)
+    return labelled.Labelled(images, geometry.to_masks(data.masks, teacher.size), data.sources, data.groups)
+
+
 def pack_data(home: SiteHome) -> None:
     """Pack the site's images, unless that was done: no group is torn between training and test."""
     source, data = home.source, home.settings.data
     if labelled.is_packed(home.train_set) or source is None:
         return
-    whole = image_folder.read(source, data.size, data.channels)
+    whole = label_folder.read(source, data.size, data.channels, home.settings.labels)
     train, test = labelled.split(whole.groups, data.test_share, data.seed)
     if not len(train):
         raise DataError(
@@ -98,13 +192,13 @@ def pack_data(home: SiteHome) -> None:
     labelled.pack(home.train_set, whole.take(train))  # last: its presence says that packing is done
 
 
-def _test(home: SiteHome, module: Any, test: labelled.Labelled) -> Score:
-    """Dice on the test images in the teacher's own geometry."""
-    size, channels = home.settings.teacher.size, home.settings.teacher.channels
+def _test(home: SiteHome, module: nn.Module, test: labelled.Labelled | None) -> Score:
+    """Dice on test images in the teacher's own geometry."""
+    if test is None:
+        return metrics.score(np.empty(0))
     values = []
     for at in range(0, len(test), _BATCH):
-        part = test.take(np.arange(at, min(at + _BATCH, len(test))))
-        fitted = geometry.to_size(geometry.to_channels(part.images, channels), size)
-        soft = quantise(predict(module, fitted, _BATCH, home.settings.training.device))
-        values.append(metrics.dice(soft, geometry.to_masks(part.masks, size)))
-    return metrics.score(np.concatenate(values) if values else np.empty(0))
+        part = _in_teacher_form(test.take(np.arange(at, min(at + _BATCH, len(test)))), home)
+        soft = quantise(predict(module, part.images, _BATCH, home.settings.training.device))
+        values.append(metrics.dice(soft, part.masks))
+    return metrics.score(np.concatenate(values))

@@ -12,6 +12,7 @@ from consilium.clients.teachers import geometry
 from consilium.common import metrics
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import ConsiliumError, ErrorCode, WireError
+from consilium.common.labels import LabelView
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import load_weights
@@ -50,7 +51,7 @@ def open_student(card: dict[str, Any], weights: bytes) -> nn.Module:
     return module
 
 
-def in_study_form(data: Labelled, study: Study, rows: list[int]) -> Labelled:
+def in_study_form(data: Labelled, study: Study, view: LabelView) -> Labelled:
     """Bring a site's images and masks to the study's canonical form.
 
     Parameters
@@ -59,20 +60,24 @@ def in_study_form(data: Labelled, study: Study, rows: list[int]) -> Labelled:
         Images (n, C, H, W) and masks (n, K, H, W) as the site packed them.
     study
         Whose size and channels they get.
-    rows
-        Which K of the masks are the study's labels, in its order.
+    view
+        Which of the study's labels the site knows: the masks are of those, in the study's order.
     """
     images = geometry.to_size(geometry.to_channels(data.images, study.image.channels), study.image.size)
-    masks = data.masks if rows == list(range(data.masks.shape[1])) else data.masks[:, rows]
-    return Labelled(images, geometry.to_masks(masks, study.image.size), data.sources, data.groups)
+    masks = geometry.to_masks(view.take(data.masks), study.image.size)
+    return Labelled(images, masks, data.sources, data.groups)
 
 
 def student_dice(
-    module: nn.Module, data: Labelled, study: Study, rows: list[int], device: str
+    module: nn.Module, data: Labelled, study: Study, view: LabelView, device: str
 ) -> npt.NDArray[np.float64]:
-    """Dice, in [0, 1], of a student on each of a site's images, its masks quantised as on the wire."""
+    """Dice, in [0, 1], of a student on each of a site's images, its masks quantised as on the wire.
+
+    Only the labels that the site knows count: of the others it has no ground truth.
+    """
     values = []
     for at in range(0, len(data), BATCH):
-        part = in_study_form(data.take(np.arange(at, min(at + BATCH, len(data)))), study, rows)
-        values.append(metrics.dice(quantise(predict(module, part.images, BATCH, device)), part.masks))
+        part = in_study_form(data.take(np.arange(at, min(at + BATCH, len(data)))), study, view)
+        soft = quantise(predict(module, part.images, BATCH, device))
+        values.append(metrics.dice(soft[:, view.known], part.masks))
     return np.concatenate(values) if values else np.empty(0)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings, kebab
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 
 def _split_weights(value: object) -> object:
@@ -59,18 +59,17 @@ class StudentSettings(Settings):
     """The one network the server trains."""
 
     network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
-    training: TrainingSettings = TrainingSettings(image_budget=350_000)
+    training: TrainingSettings = TrainingSettings(epochs="paper")
 
 
-class FineTuneSettings(Settings):
+class FineTuneSettings(FineTuningSettings):
     """Algorithm 2: the student is trained on, at a site, on that site's labels; the result stays there."""
 
     sites: NameList = ()
-    training: TrainingSettings = TrainingSettings(epochs=50)
 
 
 class Study(Settings):
-    """One run of the whole thing.
+    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper/study.toml``.
 
     The digest of these settings names the study on the wire; changing any of them makes another study.
     """

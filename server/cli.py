@@ -264,6 +264,41 @@ def _evaluate_folders(predictions: Path, truth: Path | None, out: Path | None, g
         console.print(f"Table and summary: {out.resolve()}", highlight=False, soft_wrap=True)
 
 
+@app.command("fine-tune", epilog="Example:  consilium fine-tune runs/demo --data clinic/ --images 50")
+def fine_tune(
+    student: Annotated[Path, typer.Argument(help="run folder, or a student's folder")],
+    data: Annotated[Path, typer.Option(help="labelled images of the task: a folder with images/ and masks/")],
+    images: Annotated[
+        int | None, typer.Option(min=1, help="images to train on, the others are for the test; the study's by default")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a fine-tuned student that is there already")] = False,
+) -> None:
+    """Train a copy of the student on, on a few labelled images held here, and test both on the others (Algorithm 2)."""
+    from rich.progress import Progress as Bar
+
+    from consilium.server.fine_tune import fine_tune_student
+
+    console = Console()
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task("fine-tuning", total=None)
+        tuned, folder = fine_tune_student(
+            student,
+            data,
+            images=images,
+            force=force,
+            on_step=lambda at: bar.update(task, completed=at.step, total=at.steps),
+        )
+    before, after = tuned.before, tuned.after
+    console.print(
+        f"Fine-tuned on {len(tuned.chosen)} images. Dice on the other {after.n}: {before.mean:.1f} +- {before.std:.1f} % "
+        f"before, {after.mean:.1f} +- {after.std:.1f} % after.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    advice = "" if tuned.better == "after" else " It is not better than the student it was made from: use that one."
+    console.print(f"The fine-tuned student: {folder.resolve()}.{advice}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example:  consilium report runs/demo")
 def report(run: RunArgument) -> None:
     """Write metrics.json and report.html of a run folder, whatever state it is in, and print the table."""
@@ -293,13 +328,14 @@ def _opened(root: Path) -> "Iterator[StudyRun]":
 
 
 def find_settings(path: Path) -> Path:
-    """Find a settings file: as a path, else by name among the shipped ones."""
+    """Find a settings file: as a path, else by name (``demo.toml``, ``paper/study.toml``) among the shipped ones."""
     if path.is_file():
         return path
-    shipped = Path(str(files("consilium.configs"))) / path.name
-    if shipped.is_file():
-        return shipped
-    known = ", ".join(sorted(entry.name for entry in shipped.parent.glob("*.toml")))
+    shipped = Path(str(files("consilium.configs")))
+    for name in ("/".join(path.parts[-2:]), path.name):
+        if (shipped / name).is_file():
+            return shipped / name
+    known = ", ".join(sorted(entry.relative_to(shipped).as_posix() for entry in shipped.rglob("*.toml")))
     raise SettingsError(f"{path}: there is no such settings file, and none of that name is shipped ({known})")
 
 

@@ -44,7 +44,10 @@ class Watched:
     file: MaskFile
 
     def keep(self, site: str, first: int, masks: SoftMasks) -> None:
-        """Keep the watched ones of masks that start at position ``first`` of the catalogue."""
+        """Keep the watched ones of masks, uint8 (n, K, H, W), that start at position ``first`` of the catalogue.
+
+        A label the site does not know is 0 everywhere.
+        """
         low, high = np.searchsorted(self.indices, (first, first + len(masks)))
         if low < high:
             start = self.sites.index(site) * len(self.indices) + int(low)
@@ -73,6 +76,8 @@ class Collector:
     ----------
     missing
         Per site, which images of the catalogue it lacks; their pixels travel with the request.
+    known
+        Per site, the positions of the study's labels it knows: its masks are of those. Each label is known to one at least.
     on_chunk
         Told after each finished chunk: images done, images in all.
     """
@@ -84,6 +89,7 @@ class Collector:
     pseudo_masks: MaskFile
     watched: Watched
     missing: Mapping[str, Sequence[bool]]
+    known: Mapping[str, Sequence[int]]
     envelope: Mapping[str, str]
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
 
@@ -93,13 +99,14 @@ class Collector:
         Raises
         ------
         StudyError
-            If fewer sites than the quorum are left, or answered a chunk; what was finished stays finished.
+            If fewer sites than the quorum of a label are left, or answered a chunk; what was finished stays finished.
         """
         size, total = self.study.collect.chunk, len(self.catalogue)
         done = self.ledger.finished_chunks()
         self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
         self._finished = sum(min(size, total - number * size) for number in done)
         self._sites = set(self.missing)
+        self._needed = self._quorums()
         self._chunks: dict[int, _Chunk] = {}
         self._inquiry = Inquiry(self.post, wire.PredictReply, self.study.collect.retries)
         self.on_chunk(self._finished, total)
@@ -124,8 +131,7 @@ class Collector:
 
     def _fill_the_window(self) -> None:
         while self._todo and len(self._chunks) < self.study.collect.chunks_in_flight:
-            if len(self._sites) < self.study.quorum:
-                raise StudyError(self._too_few(f"{len(self._sites)} sites are left"))
+            self._require_quorums(self._sites, "are left")
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
@@ -152,11 +158,12 @@ class Collector:
         if len(reply.masks) != len(reply.ids) or sorted(reply.ids) != sorted(chunk.ids):
             raise WireError(ErrorCode.BAD_MASK, "not exactly one mask for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}
-        masks = np.empty((len(chunk.ids), *self.study.mask_shape), np.uint8)
+        known, labels, size = self.known[site], *self.study.mask_shape[:2]
+        masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, reply.masks, strict=True):
-            masks[place[name]] = soft_mask.decode(data, self.study.mask_shape)
-        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1))
-        self.watched.keep(site, chunk.first, masks)
+            masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
+        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
+        self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
 
     def _leave_out(self, site: str, error: WireError) -> None:
@@ -167,13 +174,27 @@ class Collector:
             chunk.open_sites.discard(site)
 
     def _finish(self, number: int, chunk: _Chunk) -> None:
-        if chunk.fused.sites < self.study.quorum:
-            answered = ", ".join(sorted(chunk.answered)) or "no site"
-            raise StudyError(self._too_few(f"images {chunk.first} onwards were answered by {answered}"))
+        answered = ", ".join(sorted(chunk.answered)) or "no site"
+        self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
         self.pseudo_masks.write(chunk.first, weighted_mean.finish(chunk.fused))
-        self.ledger.chunk_finished(number, len(chunk.ids), chunk.fused.sites)
+        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered))
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
+
+    def _quorums(self) -> list[int]:
+        """How many sites must answer each label: the study's quorum, but no more than know it."""
+        knowing = self._knowing(set(self.missing))
+        return [min(self.study.collect.quorum or count, count) for count in knowing]
+
+    def _knowing(self, sites: set[str]) -> list[int]:
+        """How many of some sites know each label."""
+        return [sum(label in self.known[site] for site in sites) for label in range(len(self.study.labels))]
+
+    def _require_quorums(self, sites: set[str], what: str) -> None:
+        for label, count, needed in zip(self.study.labels, self._knowing(sites), self._needed, strict=True):
+            if count < needed:
+                of = f" that know {label}" if len(self.study.labels) > 1 else ""
+                raise StudyError(self._too_few(f"{count} of the sites{of} {what}, and the quorum is {needed}"))
 
     def _too_few(self, what: str) -> str:
         faults = [
@@ -181,8 +202,17 @@ class Collector:
         ]
         return "\n  ".join(
             [
-                f"{what}, and the quorum is {self.study.quorum} of {len(self.study.sites)} sites. What was collected is "
-                "kept: mend the sites and start the study again, or set collect.quorum lower in a new study.",
+                f"{what} of {len(self.study.sites)} sites. What was collected is kept: mend the sites and start the study "
+                "again, or set collect.quorum lower in a new study.",
                 *dict.fromkeys(faults),
             ]
         )
+
+
+def _of_all_labels(masks: SoftMasks, known: Sequence[int], labels: int) -> SoftMasks:
+    """Put masks of some labels among all, 0 where there are none."""
+    if len(known) == labels:
+        return masks
+    whole = np.zeros((len(masks), labels, *masks.shape[2:]), np.uint8)
+    whole[:, known] = masks
+    return whole

@@ -19,11 +19,15 @@ from consilium.server.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Scored:
-    """One whose soft masks of the test images, uint8 (n, K, H, W), are evaluated."""
+    """One whose soft masks of the test images, uint8 (n, K, H, W), are evaluated.
+
+    ``known`` holds the positions of the labels that it knows; the masks of others are not its own.
+    """
 
     kind: Kind
     name: str
     masks: SoftMasks
+    known: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,14 @@ def evaluate(
         )
     found, total = Evaluated(unmatched=native.unmatched if native else ()), len(scored) * (2 if native else 1)
     for one in scored:
-        canonical = Part(one.kind, one.name, "canonical")
-        found.parts.append(measure_all(canonical, labels, zip(samples, one.masks, truth, strict=True)))
+        canonical, known = Part(one.kind, one.name, "canonical"), list(one.known)
+        pairs = zip(samples, one.masks[:, known], truth[:, known], strict=True)
+        found.parts.append(measure_all(canonical, [labels[k] for k in known], pairs))
         on_part(len(found.parts), total)
     if native is not None:
         for one in scored:
-            pairs = ((samples[i], one.masks[i], load()[None]) for i, load in native.masks.items())
-            found.parts.append(measure_all(Part(one.kind, one.name, "native"), labels, pairs))
+            loaded = ((samples[i], one.masks[i], load()[None]) for i, load in native.masks.items())
+            found.parts.append(measure_all(Part(one.kind, one.name, "native"), labels, loaded))
             on_part(len(found.parts), total)
     return found
 

@@ -5,7 +5,7 @@ test images of all sites together. Teachers' soft masks of these are collected l
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -15,13 +15,13 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from consilium.common.catalogue import Catalogue, CatalogueImage, Pixels, build, image_id, open_catalogue
-from consilium.common.datasets import folder, labelled, phantoms, reading, registry
+from consilium.common.datasets import label_folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
 from consilium.common.identity import load_signing_key, make_signing_key
 from consilium.common.images import image_files, read_image
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.settings import Name, Settings
+from consilium.common.settings import Name, NameList, Settings
 from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.pooled_evaluation import write_test_sites
@@ -45,6 +45,7 @@ class SimulatedSite(Settings):
     share: float = Field(
         1.0, gt=0, description="a data set: its part of the labelled images, relative to the other sites'"
     )
+    labels: NameList = Field((), description="phantoms: those of the study's labels that it knows; all where empty")
     network: NetworkSettings
     training: TrainingSettings = TrainingSettings(epochs=500)
 
@@ -89,6 +90,13 @@ class SimulatedStudy(Study):
                 f"simulation.data: give the folder of {source}, here or with --data; it holds "
                 f"{registry.DATA_SETS[source].layout}"
             )
+        for name, site in self.simulation.sites.items():
+            strangers = sorted(set(site.labels) - set(self.labels))
+            if strangers:
+                raise ValueError(
+                    f"simulation.sites.{name}.labels names {', '.join(strangers)}, not among the study's labels "
+                    f"{', '.join(self.labels)}"
+                )
         if source == "folders":
             bare = [name for name, site in self.simulation.sites.items() if not site.folder]
             if bare or not self.simulation.transferal:
@@ -102,6 +110,11 @@ class SimulatedStudy(Study):
     def study(self) -> Study:
         """The study alone: what sites get to see."""
         return Study.model_validate({name: getattr(self, name) for name in Study.model_fields})
+
+    def labels_of(self, site: str) -> tuple[str, ...]:
+        """The study's labels that a site knows, in the study's order."""
+        known = self.simulation.sites[site].labels
+        return tuple(label for label in self.labels if not known or label in known)
 
 
 @dataclass(frozen=True)
@@ -134,8 +147,9 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
     if not (run.catalogue / "manifest.json").exists():
         data = read_data(settings)
         for name, site in data.sites.items():
-            labelled.pack(site_home(run, name) / "data" / "train", site.train)
-            labelled.pack(site_home(run, name) / "data" / "test", site.test)
+            rows = [settings.labels.index(label) for label in settings.labels_of(name)]
+            labelled.pack(site_home(run, name) / "data" / "train", _with_masks(site.train, rows))
+            labelled.pack(site_home(run, name) / "data" / "test", _with_masks(site.test, rows))
         pooled = labelled.join([site.test for site in data.sites.values()])
         ids = tuple(image_id(image) for image in pooled.images)
         labelled.pack(run.test_set, Labelled(pooled.images, pooled.masks, ids, pooled.groups))
@@ -169,7 +183,7 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
     site = settings.simulation.sites[name]
     return {
         "name": name,
-        "labels": list(settings.labels),
+        "labels": list(settings.labels_of(name)),
         "teacher": {
             "network": site.network.model_dump(mode="json", by_alias=True),
             "size": settings.image.size,
@@ -182,13 +196,20 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
     }
 
 
+def _with_masks(data: Labelled, rows: list[int]) -> Labelled:
+    """The same images with some of their masks."""
+    return data if len(rows) == data.masks.shape[1] else replace(data, masks=data.masks[:, rows])
+
+
 def _phantoms(settings: SimulatedStudy) -> FederationData:
     simulation, size = settings.simulation, settings.image.size
     if settings.image.channels != 1:
         raise DataError("phantoms are gray: image.channels must be 1")
 
     def make(hospital: str, kind: str, count: int, start: int, lesion_free: float = 0.0) -> Labelled:
-        images, masks = phantoms.make(hospital, count, size, settings.seed, lesion_free=lesion_free, start=start)
+        images, masks = phantoms.make(
+            hospital, count, size, settings.seed, lesion_free=lesion_free, start=start, labels=settings.labels
+        )
         sources = tuple(f"phantom {hospital} {kind} {i}" for i in range(count))
         return Labelled(images, masks, sources, ("",) * count)
 
@@ -230,7 +251,7 @@ def _folders(settings: SimulatedStudy) -> FederationData:
     size, channels = settings.image.size, settings.image.channels
     sites = {}
     for name, site in settings.simulation.sites.items():
-        data = folder.read(Path(site.folder), size, channels)
+        data = label_folder.read(Path(site.folder), size, channels, settings.labels)
         sites[name] = _split(data, settings, name)
     return FederationData(sites, _transferal_folder(settings))
 

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common import soft_mask, wire
+from consilium.common import labels, soft_mask, wire
 from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
@@ -102,15 +102,19 @@ class StudyRun:
                 if isinstance(reply, WireError):
                     continue
                 try:
-                    unknown = sorted(set(self.study.labels) - set(reply.labels))
-                    if unknown:
-                        raise WireError(ErrorCode.BAD_MESSAGE, f"its teacher does not know {', '.join(unknown)}")
+                    known = [self.study.labels[place] for place in labels.positions(self.study.labels, reply.labels)]
+                    if not known:
+                        raise WireError(
+                            ErrorCode.BAD_MESSAGE, f"its teacher knows none of {', '.join(self.study.labels)}"
+                        )
                     card = _teacher_card(reply.teacher)
                     missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
-                self.ledger.site_described(outcome.site, json.dumps({"output": reply.output, "teacher": card}))
+                self.ledger.site_described(
+                    outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
+                )
                 self.tell("describe", len(missing), len(self.study.sites))
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
@@ -123,7 +127,14 @@ class StudyRun:
                         ]
                     )
                 )
+            self._require_every_label(missing)
         return missing
+
+    def known_labels(self, site: str) -> tuple[int, ...]:
+        """Positions of the study's labels that a site's masks are of, as it described itself."""
+        card = self.ledger.sites().get(site)
+        told = json.loads(card).get("labels") if card else None
+        return labels.positions(self.study.labels, self.study.labels if told is None else told)
 
     def collect(self, post: Post, missing: Mapping[str, list[bool]]) -> None:
         """Collect and fuse soft masks of all images."""
@@ -138,6 +149,7 @@ class StudyRun:
                 pseudo_masks=self.pseudo_masks,
                 watched=self.watched,
                 missing=missing,
+                known={site: self.known_labels(site) for site in missing},
                 envelope=self.envelope,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
             ).run()
@@ -192,10 +204,11 @@ class StudyRun:
         if self._finished("distill"):
             return
         with self._stage("distill"):
+            training = self.study.student.training.on(len(self.catalogue.indices("transferal")))  # before exclusion
             student, history = distill(
                 self.catalogue.pixels,
                 self.pseudo_masks.read(),
-                self.study.student,
+                self.study.student.model_copy(update={"training": training}),
                 seed=self.study.seed,
                 kept=kept,
                 folder=self.folder.student / "checkpoints",
@@ -244,11 +257,12 @@ class StudyRun:
                 if not chunks <= self.ledger.answered_chunks(site):
                     self.ledger.tell("test", "not scored: it did not answer every test image", site)
                     continue
-                scored.append(Scored("teacher", site, self.watched.of(site)[place]))
+                scored.append(Scored("teacher", site, self.watched.of(site)[place], self.known_labels(site)))
                 self._keep_score(site, "pooled", scored[-1].masks, truth)
-            scored.append(Scored("ensemble", "ensemble", self.pseudo_masks.read()[indices]))
+            everything = tuple(range(len(self.study.labels)))
+            scored.append(Scored("ensemble", "ensemble", self.pseudo_masks.read()[indices], everything))
             self._keep_score("", "ensemble", scored[-1].masks, truth)
-            scored.append(Scored("student", "student", self.student_masks(indices)))
+            scored.append(Scored("student", "student", self.student_masks(indices), everything))
             self._keep_score("", "student", scored[-1].masks, truth)
             self._evaluate(indices, truth, scored, native)
 
@@ -287,6 +301,21 @@ class StudyRun:
                     self.ledger.tell("describe", f"did not connect within {self.study.collect.connect_s:.0f} s", site)
                 return
             time.sleep(0.5)
+
+    def _require_every_label(self, sites: Iterable[str]) -> None:
+        """Refuse a label that nobody knows, before anything is collected."""
+        known = {site: [self.study.labels[place] for place in self.known_labels(site)] for site in sites}
+        orphans = [label for label in self.study.labels if not any(label in told for told in known.values())]
+        if orphans:
+            raise StudyError(
+                "\n  ".join(
+                    [
+                        f"nobody knows {', '.join(orphans)}: each label needs a site whose teacher knows it. Have a site name "
+                        "what it calls so in its label-map, or start a study without it.",
+                        *(f"{site} knows {', '.join(told)}" for site, told in sorted(known.items())),
+                    ]
+                )
+            )
 
     def _visit(
         self,
@@ -330,7 +359,11 @@ class StudyRun:
             yield outcome
 
     def _keep_score(self, site: str, kind: str, masks: SoftMasks, truth: npt.NDArray[np.uint8]) -> None:
-        values = dice(masks, truth)
+        known = self.known_labels(site)  # all, where it is not a site's
+        if len(self.study.labels) > 1:
+            each = {self.study.labels[k]: score(dice(masks[:, [k]], truth[:, [k]])).model_dump() for k in known}
+            self.ledger.keep_result(site, f"test.{kind}.labels", json.dumps(each))
+        values = dice(masks[:, known], truth[:, known])
         self.ledger.keep_result(site, f"test.{kind}", score(values).model_dump_json())
         self.ledger.keep_result(site, f"test.{kind}.values", json.dumps(values.round(6).tolist()))
 
@@ -366,6 +399,11 @@ class StudyRun:
     def evaluation(self) -> dict[str, Any] | None:
         """The evaluation's summary, if the test images were evaluated."""
         held = self.ledger.results("test.evaluation").get("")
+        return json.loads(held) if held else None
+
+    def pooled_by_label(self, kind: str, site: str = "") -> dict[str, Any] | None:
+        """The same label by label, of a study with several labels, those that were measured."""
+        held = self.ledger.results(f"test.{kind}.labels").get(site)
         return json.loads(held) if held else None
 
     def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:

@@ -21,6 +21,7 @@ outline before the scanner blurs it; it does not know where the outline fades.
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -34,6 +35,9 @@ from consilium.common.errors import SettingsError
 
 Float = npt.NDArray[np.float32]
 Range = tuple[float, float]
+
+LABELS: Final = ("lesion", "cyst", "mass")
+"""What a mask can show: every lesion, or those without inner echoes, or the others."""
 
 MIN_SIZE: Final = 48
 MAX_SIZE: Final = 384
@@ -201,10 +205,18 @@ class _Body:
     rim_db: float
     absorption_db: float  # per image side of path; positive shadows, negative enhances
     edge_db: float  # loss below the two flanks
+    label: str = ""  # of a lesion: cyst or mass
 
 
 def make(
-    hospital: str, count: int, size: int, seed: int, *, lesion_free: float = 0.0, start: int = 0
+    hospital: str,
+    count: int,
+    size: int,
+    seed: int,
+    *,
+    lesion_free: float = 0.0,
+    start: int = 0,
+    labels: Sequence[str] = ("lesion",),
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Images ``start`` to ``start + count - 1`` of a hospital's endless list, with their masks.
 
@@ -228,30 +240,35 @@ def make(
         ``n * lesion_free`` rounded are lesion-free.
     start
         Place of the first image, 0 or more.
+    labels
+        What the masks show, of `LABELS`: ``lesion``, or ``cyst`` and ``mass`` apart. It changes no image.
 
     Returns
     -------
     images
         ``(count, 1, size, size)``, uint8, 0 to 255.
     masks
-        The same shape, uint8, 1 inside a lesion and 0 elsewhere.
+        ``(count, len(labels), size, size)``, uint8, 1 inside a lesion of the label and 0 elsewhere.
 
     Raises
     ------
     SettingsError
         The hospital is not known, or a number is out of range; every fault is named.
     """
-    _check(hospital, count, size, seed, lesion_free, start)
+    _check(hospital, count, size, seed, lesion_free, start, labels)
     place = HOSPITALS[hospital]
     images = np.empty((count, 1, size, size), np.uint8)
-    masks = np.empty((count, 1, size, size), np.uint8)
+    masks = np.empty((count, len(labels), size, size), np.uint8)
     for row, index in enumerate(range(start, start + count)):
         has_lesion = not _is_lesion_free(index, lesion_free)
-        images[row, 0], masks[row, 0] = _image(place, size, seed, index, has_lesion=has_lesion)
+        images[row, 0], found = _image(place, size, seed, index, has_lesion=has_lesion)
+        masks[row] = [found[label] for label in labels]
     return images, masks
 
 
-def _check(hospital: str, count: int, size: int, seed: int, lesion_free: float, start: int) -> None:
+def _check(
+    hospital: str, count: int, size: int, seed: int, lesion_free: float, start: int, labels: Sequence[str]
+) -> None:
     faults: list[str] = []
     if hospital not in HOSPITALS:
         faults.append(f"hospital must be one of {', '.join(HOSPITALS)}; got {hospital!r}")
@@ -262,6 +279,8 @@ def _check(hospital: str, count: int, size: int, seed: int, lesion_free: float, 
         faults.append(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels; got {size}")
     if not 0.0 <= lesion_free <= 1.0:  # also refuses nan
         faults.append(f"lesion_free must be a share in [0, 1]; got {lesion_free}")
+    if not labels or not set(labels) <= set(LABELS):
+        faults.append(f"labels are some of {', '.join(LABELS)}; got {', '.join(labels) or 'none'}")
     if faults:
         raise SettingsError("; ".join(faults))
 
@@ -273,8 +292,8 @@ def _is_lesion_free(index: int, share: float) -> bool:
 
 def _image(
     hospital: Hospital, size: int, seed: int, index: int, *, has_lesion: bool
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """One image and its mask, each ``(size, size)``."""
+) -> tuple[npt.NDArray[np.uint8], dict[str, npt.NDArray[np.uint8]]]:
+    """One image, and its mask for each of `LABELS`, each ``(size, size)``."""
     key = [seed, zlib.crc32(hospital.name.encode()), index]
     rng = np.random.default_rng([*key, 0])  # anatomy: never asked for anything that depends on the size
     scanner, mix = hospital.scanner, hospital.case_mix
@@ -282,12 +301,13 @@ def _image(
     lookalikes = _lookalikes(rng, mix, lesions)
     level_db = _tissue_db(rng, scanner, size)
     loss_db = np.zeros((size, size), np.float32)
-    mask = np.zeros((size, size), np.uint8)
+    masks = {label: np.zeros((size, size), np.uint8) for label in LABELS}
     for body in lookalikes:
         level_db, _ = _add_body(rng, body, level_db, loss_db, scanner)
     for body in lesions:
         level_db, inside = _add_body(rng, body, level_db, loss_db, scanner)
-        mask |= inside
+        masks["lesion"] |= inside
+        masks[body.label] |= inside
     if rng.random() < mix.ribs:
         level_db = _add_ribs(rng, level_db, loss_db, scanner)
     for _ in range(rng.poisson(mix.ligaments)):
@@ -295,7 +315,7 @@ def _image(
     tgc_db = _tgc_db(rng, scanner, size)
     overlay = _overlay(rng, scanner, lesions or lookalikes, size)
     gray = _scan(np.random.default_rng([*key, 1, size]), level_db - loss_db, tgc_db, scanner)
-    return np.where(overlay > 0, overlay, gray), mask
+    return np.where(overlay > 0, overlay, gray), masks
 
 
 # --- the case -----------------------------------------------------------------------------------------------------
@@ -336,7 +356,7 @@ def _lesion(rng: np.random.Generator, mix: CaseMix, x: float, y: float, radius: 
         x, y, radius, aspect, rng.normal(0.0, 0.25),
         _outline(rng, 0.4 * lobulation if is_cyst else lobulation, 0.0 if is_cyst else spiculation),
         contrast, 0.0 if is_cyst else 0.45, 0.5 if is_cyst else rng.uniform(1.5, 3.0), rng.uniform(*mix.fuzziness),
-        rim, absorption, rng.uniform(2.0, 6.0),
+        rim, absorption, rng.uniform(2.0, 6.0), "cyst" if is_cyst else "mass",
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from consilium.common.training import checkpoint
 from consilium.common.training.augment import Draw, augment
 from consilium.common.training.checkpoint import Curve, TrainingState
 from consilium.common.training.device import choose_device, to_unit
-from consilium.common.training.loss import dice_bce
+from consilium.common.training.loss import DICE_OF, dice_bce
 from consilium.common.training.settings import TrainingSettings
 
 CURVE_POINTS: Final = 200
@@ -207,7 +207,7 @@ class _Run:
         if self.settings.augment:
             generator = torch.Generator().manual_seed(_number(self.seed, _AUGMENTATION, step))
             images, targets = augment(images, targets, Draw.of(batch, generator).part(self.share))
-        loss = dice_bce(self.module(images), targets, weights)
+        loss = dice_bce(self.module(images), targets, weights, DICE_OF[self.settings.loss])
         self.fabric.backward(loss)
         for group in self.plain_optimizer.param_groups:
             group["lr"] = self.settings.rate(step, self.steps)

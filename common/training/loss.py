@@ -1,5 +1,6 @@
 """The loss: Dice and binary cross-entropy with equal weights (appendix A.3), made right for soft masks."""
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -37,7 +38,7 @@ def soft_dice(probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def paper_dice(probs: Tensor, targets: Tensor) -> Tensor:
-    """Give the paper's equation 1 to the letter, for reference.
+    """Give the paper's equation 1 to the letter.
 
     With soft targets its minimum is not at the target: for one pixel of 0.5 the best answer is 1, and for a fuzzy
     lesion a hard one that is too large. Shapes as in `soft_dice`.
@@ -47,8 +48,8 @@ def paper_dice(probs: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * overlaps + SMOOTH) / (sizes + SMOOTH)
 
 
-def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Give the training loss: the batch's mean of each image's ``soft_dice + BCE``.
+def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None, dice: "Dice" = soft_dice) -> Tensor:
+    """Give the training loss: the batch's mean of each image's ``dice + BCE``.
 
     Parameters
     ----------
@@ -58,13 +59,23 @@ def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> 
         Float, (n, K, H, W), in [0, 1].
     weights
         Float, (n,), at least 0: each image's factor. Weights with mean 1 over the data set keep the loss's scale.
+    dice
+        Which Dice loss.
 
     Returns
     -------
     Tensor
-        A scalar, float32. With soft targets its floor is the targets' own mean entropy in nats, not 0.
+        A scalar, float32. With soft targets its floor is the targets' own mean entropy in nats, not 0 (and with
+        `paper_dice` more).
     """
     logits = logits.float()  # half precision has too few digits for sums over an image
     bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2, 3))
-    per_image = soft_dice(torch.sigmoid(logits), targets).mean(1) + bce
+    per_image = dice(torch.sigmoid(logits), targets).mean(1) + bce
     return per_image.mean() if weights is None else (per_image * weights).mean()
+
+
+Dice = Callable[[Tensor, Tensor], Tensor]
+"""Probabilities and targets, (n, K, H, W) both, to one loss a plane, (n, K)."""
+
+DICE_OF: Final[dict[str, Dice]] = {"dice-bce": soft_dice, "paper": paper_dice}
+"""The Dice loss of each value of a training's `loss`."""

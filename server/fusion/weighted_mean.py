@@ -1,9 +1,11 @@
 """The paper's fusion (section 2): ``y = sum_i w_i T_i(x)``, with weights that sum to one over the sites that answered.
 
-Laws, checked by tests: the order of sites does not matter; one site gives that site's mask; a constant gives that
-constant; scaling all weights changes nothing. Works on sums alone, so it is possible under secure aggregation.
+Each label is fused for itself, over the sites that know it. Laws, checked by tests: the order of sites does not matter; one
+site gives that site's mask; a constant gives that constant; scaling all weights changes nothing; a site that does not know a
+label changes nothing of it. Works on sums alone, so it is possible under secure aggregation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +16,7 @@ from consilium.common.errors import DataError
 from consilium.common.soft_mask import SoftMasks
 
 WEIGHT_LIMIT: Final = (2**32 - 1) // 511
-"""Most that the weights may sum to: then ``2 * 255 * weight + weight``, in `finish`, fits 32 bits."""
+"""Most that the weights of a label may sum to: then ``2 * 255 * weight + weight``, in `finish`, fits 32 bits."""
 
 
 @dataclass
@@ -25,23 +27,21 @@ class WeightedMean:
     ----------
     total
         uint32 (n, K, H, W): sum of weight * mask.
-    weight
-        Sum of weights.
-    sites
-        How many were folded in.
+    weights, sites
+        int64 (K,): of each label, the sum of weights, and how many sites were folded in.
     """
 
     total: npt.NDArray[np.uint32]
-    weight: int = 0
-    sites: int = 0
+    weights: npt.NDArray[np.int64]
+    sites: npt.NDArray[np.int64]
 
 
 def init(shape: tuple[int, int, int, int]) -> WeightedMean:
     """Start a fusion of n images: shape (n, K, H, W)."""
-    return WeightedMean(np.zeros(shape, np.uint32))
+    return WeightedMean(np.zeros(shape, np.uint32), np.zeros(shape[1], np.int64), np.zeros(shape[1], np.int64))
 
 
-def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1) -> None:
+def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1, known: Sequence[int] | None = None) -> None:
     """Add one site's answer.
 
     Parameters
@@ -49,17 +49,31 @@ def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1) -> None:
     state
         Changed in place.
     masks
-        uint8, the state's shape.
+        uint8 (n, known labels, H, W), else of the state's shape.
     weight
         A whole number, at least 1, relative to the other sites'.
+    known
+        Which labels the masks are of, by position, each once; all of them where None.
     """
-    if masks.shape != state.total.shape or masks.dtype != np.uint8:
-        raise DataError(f"soft masks here are uint8 {state.total.shape}; got {masks.dtype} {masks.shape}")
-    if weight < 1 or state.weight + weight > WEIGHT_LIMIT:
-        raise DataError(f"weights are at least 1 and sum to at most {WEIGHT_LIMIT}; got {weight} after {state.weight}")
-    state.total += masks * np.uint32(weight) if weight > 1 else masks
-    state.weight += weight
-    state.sites += 1
+    count, labels, *size = state.total.shape
+    rows = list(range(labels) if known is None else known)
+    shape = (count, len(rows), *size)
+    if masks.shape != shape or masks.dtype != np.uint8:
+        raise DataError(f"soft masks here are uint8 {shape}; got {masks.dtype} {masks.shape}")
+    if not rows or len(set(rows)) != len(rows) or not set(rows) <= set(range(labels)):
+        raise DataError(f"known labels are positions from 0 to {labels - 1}, each once, at least one; got {rows}")
+    if weight < 1 or state.weights[rows].max() + weight > WEIGHT_LIMIT:
+        raise DataError(
+            f"weights are at least 1 and sum to at most {WEIGHT_LIMIT}; got {weight} after {state.weights[rows].max()}"
+        )
+    weighted = masks * np.uint32(weight) if weight > 1 else masks
+    if rows == list(range(labels)):
+        state.total += weighted
+    else:
+        for place, row in enumerate(rows):
+            state.total[:, row] += weighted[:, place]
+    state.weights[rows] += weight
+    state.sites[rows] += 1
 
 
 def finish(state: WeightedMean) -> SoftMasks:
@@ -67,7 +81,10 @@ def finish(state: WeightedMean) -> SoftMasks:
 
     So a mean of exactly one half, of two binary teachers that disagree for example, is no target pixel.
     """
-    if state.sites == 0:
-        raise DataError("a fusion needs at least one site's masks; none were folded in")
-    weight = np.uint32(state.weight)
-    return np.asarray((2 * state.total + weight - np.uint32(1)) // (2 * weight), np.uint8)
+    lacking = np.flatnonzero(state.sites == 0).tolist()
+    if lacking:
+        raise DataError(f"a fusion needs at least one site's masks of every label; none were folded in of {lacking}")
+    masks = np.empty(state.total.shape, np.uint8)
+    for label, weight in enumerate(state.weights.astype(np.uint32)):
+        masks[:, label] = (2 * state.total[:, label] + weight - np.uint32(1)) // (2 * weight)
+    return masks

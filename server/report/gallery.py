@@ -189,12 +189,18 @@ def _spread(run: StudyRun, sites: Sequence[str], indices: npt.NDArray[np.int64],
         chosen.setdefault(int(order[round(share * (len(order) - 1))]), f"Ensemble: {name}")
     if len(sites) > 1:
         place = np.searchsorted(run.watched.indices, indices)
-        each = np.stack([dice(run.watched.of(site)[place], truth) for site in sites])
+        each = np.stack([_teacher_dice(run, site, place, truth) for site in sites])
         for i in np.argsort(-each.std(axis=0), kind="stable"):
             if len(chosen) >= ROWS:
                 break
             chosen.setdefault(int(i), "Teachers disagree")
     return sorted(chosen.items(), key=lambda held: -ensemble[held[0]])
+
+
+def _teacher_dice(run: StudyRun, site: str, place: npt.NDArray[np.intp], truth: Plane) -> npt.NDArray[np.float64]:
+    """Dice of a teacher on watched images, of the labels it knows."""
+    known = run.known_labels(site)
+    return dice(run.watched.of(site)[place][:, known], truth[:, known])
 
 
 def _rows(
@@ -218,7 +224,8 @@ def _rows(
             if kind == "teacher" and not whole[name] and not masks[row].any():
                 pictures.append(Picture(_drawing(index, f"no mask of {name}", "", None, None), name, "no answer"))
                 continue
-            note = _note(masks[row], real)
+            known = run.known_labels(name) if kind == "teacher" else slice(None)
+            note = _note(masks[row][known, ...], None if real is None else real[known, ...])
             pictures.append(Picture(_drawing(index, f"mask of {name}, {note}", kind, masks[row], real), name, note))
         if real is not None:
             held = "lesion-free" if not real.any() else ""

@@ -32,6 +32,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "teacher": {
                 "local_dice": _plain(here.teacher if here else None),
                 "pooled_dice": _plain(run.pooled("pooled", site)),
+                "pooled_dice_by_label": run.pooled_by_label("pooled", site),
             },
             "student": {"local_dice": _plain(here.student if here else None)},
             "fine_tuned": {"local_dice": _plain(tuned[site].fine_tuned)} if site in tuned else None,
@@ -49,14 +50,19 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     return {
         "schema": 1,
         "study": run.study.name,
+        "labels": list(run.study.labels),
         "study_digest": run.study.digest,
         "catalogue_hash": run.catalogue.hash,
         "sites": {site: site_metrics(site) for site in run.study.sites},
-        "ensemble": {"pooled_dice": _plain(run.pooled("ensemble"))},
+        "ensemble": {
+            "pooled_dice": _plain(run.pooled("ensemble")),
+            "pooled_dice_by_label": run.pooled_by_label("ensemble"),
+        },
         "student": {
             "network": run.study.student.network.name,
             "parameters": int(parameters) if parameters else None,
             "pooled_dice": _plain(run.pooled("student")),
+            "pooled_dice_by_label": run.pooled_by_label("student"),
         },
         "evaluation": run.evaluation(),
         "images": {

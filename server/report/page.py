@@ -67,6 +67,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         way=_way(run, metrics, state),
         verdict=tables.verdict(metrics),
         dice=tables.dice_table(metrics),
+        by_label=tables.label_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
         collections=tables.collections_table(metrics),

@@ -25,6 +25,10 @@ HOME_NOTE: Final = "At home: on the site's own labelled test images, scored at t
 POOLED_NOTE: Final = (
     "Pooled: labelled test images the coordinator holds. All are scored on the same ones; no student trains on them."
 )
+LABEL_NOTE: Final = (
+    "A dash: the site's teacher does not know the label. Dice elsewhere is the mean over the labels that are known, so "
+    "compare teachers of different labels here only."
+)
 REASONS: Final = {
     "few-target-pixels": "too few target pixels",
     "high-entropy": "gray-level entropy too high",
@@ -110,8 +114,14 @@ def rivals(metrics: Metrics) -> list[Rival]:
 
 
 def best_teacher(metrics: Metrics) -> Rival | None:
-    """The single teacher with the highest pooled Dice."""
-    return max((one for one in rivals(metrics) if one.kind == "teacher"), key=lambda one: one.mean, default=None)
+    """The single teacher with the highest pooled Dice, of those that know every label: only they compare to the student."""
+    by_label = {site: entry["teacher"]["pooled_dice_by_label"] for site, entry in metrics["sites"].items()}
+    whole = {site for site, scores in by_label.items() if scores is None or set(scores) == set(metrics["labels"])}
+    return max(
+        (one for one in rivals(metrics) if one.kind == "teacher" and one.name in whole),
+        key=lambda one: one.mean,
+        default=None,
+    )
 
 
 def against(mean: float, reference: Rival) -> str:
@@ -160,6 +170,30 @@ def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, 
     )
     network = plain(entry["network"], 24) if entry["network"] else NONE
     return (Cell(site), Cell(network), teacher, pooled, student, tuned)
+
+
+def label_table(metrics: Metrics) -> Table | None:
+    """Who is how good at which label; None in a study of one label, and before anyone was scored."""
+    held = [(site, entry["teacher"]["pooled_dice_by_label"]) for site, entry in metrics["sites"].items()]
+    held += [(name, metrics[name]["pooled_dice_by_label"]) for name in ("ensemble", "student")]
+    scored = {name: by_label for name, by_label in held if by_label}
+    labels = list(
+        dict.fromkeys(label for by_label in scored.values() for label in metrics["labels"] if label in by_label)
+    )
+    if not labels:
+        return None
+    top = {
+        label: max(round(by_label[label]["mean"], 1) for by_label in scored.values() if label in by_label)
+        for label in labels
+    }
+
+    def cell(score: Mapping[str, Any] | None, label: str) -> Cell:
+        return Cell(dice_text(score), bool(score and round(score["mean"], 1) == top[label]))
+
+    rows = tuple(
+        (Cell(name), *(cell(by_label.get(label), label) for label in labels)) for name, by_label in scored.items()
+    )
+    return Table("How good at which label: Dice in percent, pooled test images", ("", *labels), rows, 1, (LABEL_NOTE,))
 
 
 def traffic_table(metrics: Metrics) -> Table:
@@ -276,6 +310,8 @@ def console_table(metrics: Metrics) -> Group:
     dice = dice_table(metrics)
     parts: list[RichTable | Text] = [Text(""), rich_table(dice), *_notes(dice.notes), Text("")]
     parts += [Text(sentence) for sentence in verdict(metrics)]
+    if by_label := label_table(metrics):
+        parts += [Text(""), rich_table(by_label), *_notes(by_label.notes)]
     parts += [Text(""), rich_table(traffic_table(metrics))]
     images = images_table(metrics)
     parts += [Text(""), rich_table(images)]

@@ -25,17 +25,28 @@ SHAPE = (1, SIZE, SIZE)
 class Case:
     """A study of ten images and three sites in a folder."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, quorum: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        quorum: int = 0,
+        labels: tuple[str, ...] = ("lesion",),
+        known: dict[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self.folder = folder
+        self.known = known or dict.fromkeys(SITES, (0,))
+        self.shape = (len(labels), SIZE, SIZE)
         pixels = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
         images = (catalogue.CatalogueImage(image, str(i)) for i, image in enumerate(pixels))
         self.catalogue = catalogue.build(folder / "catalogue", "c", images, make_signing_key(folder / "key"))
         collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0}
-        self.study = parse(Study, {"name": "s", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect}, "x")
+        told = {"name": "s", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect, "labels": list(labels)}
+        self.study = parse(Study, told, "x")
         self.ledger = Ledger.open(folder / "ledger.sqlite")
-        self.masks = MaskFile(folder / "pseudo_masks.u8", COUNT, SHAPE)
-        self.watched = Watched(np.array([1, 5]), SITES, MaskFile(folder / "site_masks.u8", 2 * len(SITES), SHAPE))
-        self.federation = FederationInMemory(SHAPE, dict.fromkeys(SITES, honest))
+        self.masks = MaskFile(folder / "pseudo_masks.u8", COUNT, self.shape)
+        self.watched = Watched(np.array([1, 5]), SITES, MaskFile(folder / "site_masks.u8", 2 * len(SITES), self.shape))
+        self.federation = FederationInMemory(self.shape, dict.fromkeys(SITES, honest), known=self.known)
         monkeypatch.setattr(
             "consilium.server.collect.Inquiry",
             lambda *arguments: Inquiry(*arguments, clock=lambda: self.federation.now, sleep=self._sleep),
@@ -55,6 +66,7 @@ class Case:
             pseudo_masks=self.masks,
             watched=self.watched,
             missing=dict.fromkeys(SITES, missing or [False] * COUNT),
+            known=self.known,
             envelope={"study": self.study.digest, "catalogue": self.catalogue.hash},
             on_chunk=on_chunk,
         ).run()
@@ -194,3 +206,48 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(case: Case, monkeypatch
     assert not case.ledger.finished_chunks()
     case.collect()
     assert (case.masks.read() == case.expected(*SITES)).all()
+
+
+# ---- partial labels
+
+PARTIAL = {"east": (0,), "north": (0, 1), "west": (1,)}
+
+
+def mean_of(case: Case, label: int, *sites: str) -> np.ndarray:
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    total = sum(np.stack([mask_of(site, name, case.shape)[label] for name in ids]).astype(np.int64) for site in sites)
+    return np.asarray((2 * total + len(sites) - 1) // (2 * len(sites)), np.uint8)
+
+
+def test_each_label_is_the_mean_of_the_sites_that_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, monkeypatch, labels=("a", "b"), known=PARTIAL)
+    case.collect()
+    masks = case.masks.read()
+    assert (masks[:, 0] == mean_of(case, 0, "east", "north")).all()
+    assert (masks[:, 1] == mean_of(case, 1, "north", "west")).all()
+    assert case.ledger.finished_chunks() == {0: 3, 1: 3, 2: 3}
+    kept, ids = case.watched.of("west"), [case.catalogue.manifest.images[i].id for i in (1, 5)]
+    assert not kept[:, 0].any()
+    assert (kept[:, 1] == np.stack([mask_of("west", name, case.shape)[1] for name in ids])).all()
+
+
+def test_masks_of_labels_a_site_does_not_know_are_bad_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, monkeypatch, labels=("a", "b"), known=PARTIAL, quorum=1)
+    case.federation.known = PARTIAL | {"west": (0, 1)}
+    case.collect()
+    assert set(case.events()) == {"west"}
+    assert "bad-mask" in case.events()["west"]
+    assert (case.masks.read()[:, 1] == mean_of(case, 1, "north")).all()
+
+
+def test_the_quorum_counts_for_each_label_among_those_that_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quorum of three where two know each label asks for both: without west, one is left for b."""
+    case = Case(tmp_path, monkeypatch, labels=("a", "b"), known=PARTIAL, quorum=3)
+    case.federation.behaviours["west"] = HOSTILE["bytes that are no mask"]
+    with pytest.raises(StudyError, match=r"1 of the sites that know b .*, and the quorum is 2 of 3 sites"):
+        case.collect()
+    case.federation.behaviours["west"] = honest
+    case.collect()
+    assert (case.masks.read()[:, 1] == mean_of(case, 1, "north", "west")).all()

@@ -34,6 +34,14 @@ def test_several_labels_count_as_their_union() -> None:
     assert statistics(two).target_pixels[0] == 2
 
 
+def test_the_entropy_of_several_labels_is_that_of_their_union() -> None:
+    """Levels 255, 255, 9, 0 of the union: 1/2 * 1 + 2 * 1/4 * 2 bits. An image with one label only is not left out for it."""
+    two = np.array([[[[255, 0], [9, 0]], [[0, 255], [0, 0]]]], np.uint8)
+    assert statistics(two).entropy_bits[0] == pytest.approx(1.5)
+    one_label = np.array([[[[255, 255], [255, 255]], [[0, 0], [0, 0]]]], np.uint8)
+    assert reasons(statistics(one_label), alpha=4 * 384**2 / 4, beta=0.0, size=2) == [Reason.KEPT]
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 256))
 def test_entropy_agrees_with_scikit_image_and_is_at_most_8_bits(seed: int, levels: int) -> None:
     mask = np.random.default_rng(seed).integers(0, levels, (1, 1, 16, 16)).astype(np.uint8)

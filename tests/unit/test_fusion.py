@@ -85,6 +85,66 @@ def test_masks_of_another_shape_or_kind_are_refused(bad: np.ndarray) -> None:
         weighted_mean.fold(weighted_mean.init(SHAPE), bad)
 
 
+# ---- partial labels: each label over the sites that know it
+
+
+def one_pixel(*levels: int) -> np.ndarray:
+    return np.array(levels, np.uint8).reshape(1, -1, 1, 1)
+
+
+def test_each_label_is_the_mean_over_the_sites_that_know_it() -> None:
+    """north knows a and b, east only a with weight 3, west only b: a = (100 + 3 * 200) / 4, b = (50 + 250) / 2."""
+    state = weighted_mean.init((1, 2, 1, 1))
+    weighted_mean.fold(state, one_pixel(100, 50))
+    weighted_mean.fold(state, one_pixel(200), 3, known=[0])
+    weighted_mean.fold(state, one_pixel(250), 1, known=[1])
+    assert weighted_mean.finish(state).ravel().tolist() == [175, 150]
+    assert (state.weights.tolist(), state.sites.tolist()) == ([4, 2], [2, 2])
+
+
+def test_masks_come_in_the_order_their_labels_are_named_in() -> None:
+    state = weighted_mean.init((1, 3, 1, 1))
+    weighted_mean.fold(state, one_pixel(1, 2), known=[2, 0])
+    weighted_mean.fold(state, one_pixel(9), known=[1])
+    assert weighted_mean.finish(state).ravel().tolist() == [2, 9, 1]
+
+
+KNOWN = st.sets(st.integers(0, 2), min_size=1).map(sorted)
+
+
+@given(st.integers(0, 10**6), st.lists(st.tuples(KNOWN, st.integers(1, 100)), min_size=1, max_size=5))
+def test_a_label_is_fused_as_if_it_were_the_only_one_whatever_the_order(
+    seed: int, sites: list[tuple[list[int], int]]
+) -> None:
+    sites = [([0, 1, 2], 1), *sites]  # so that every label is known
+    whole = np.random.default_rng(seed).integers(0, 256, (len(sites), 2, 3, 3, 4)).astype(np.uint8)
+    results = set()
+    for order in (range(len(sites)), range(len(sites) - 1, -1, -1)):
+        state = weighted_mean.init((2, 3, 3, 4))
+        for i in order:
+            known, weight = sites[i]
+            weighted_mean.fold(state, whole[i][:, known], weight, known)
+        results.add(weighted_mean.finish(state).tobytes())
+    [fused] = results
+    for label in range(3):
+        those = [i for i, (known, _) in enumerate(sites) if label in known]
+        alone = fuse([whole[i][:, [label]] for i in those], [sites[i][1] for i in those])
+        assert (np.frombuffer(fused, np.uint8).reshape(2, 3, 3, 4)[:, [label]] == alone).all()
+
+
+def test_a_label_that_nobody_knew_is_not_made_up() -> None:
+    state = weighted_mean.init((1, 2, 1, 1))
+    weighted_mean.fold(state, one_pixel(7), known=[1])
+    with pytest.raises(DataError, match=r"of every label; none were folded in of \[0\]"):
+        weighted_mean.finish(state)
+
+
+@pytest.mark.parametrize("known", [[], [0, 0], [2], [-1]])
+def test_labels_that_are_not_there_or_twice_are_refused(known: list[int]) -> None:
+    with pytest.raises(DataError, match="positions from 0 to 1"):
+        weighted_mean.fold(weighted_mean.init((1, 2, 1, 1)), one_pixel(*[5] * len(known)), known=known)
+
+
 def test_nothing_folded_is_nothing_to_finish() -> None:
     with pytest.raises(DataError, match="at least one site"):
         weighted_mean.finish(weighted_mean.init(SHAPE))

@@ -161,3 +161,15 @@ def test_a_setting_out_of_range_is_refused_and_named(change, words):
 def test_all_faults_are_named_at_once():
     with pytest.raises(SettingsError, match=r"hospital.*count.*size"):
         make("centre", -1, 1, 0)
+
+
+def test_cysts_and_masses_are_the_lesions_taken_apart_and_change_no_image():
+    images, lesions = phantoms.make("west", 12, 64, 0)
+    again, apart = phantoms.make("west", 12, 64, 0, labels=("mass", "cyst"))
+    np.testing.assert_array_equal(again, images)
+    np.testing.assert_array_equal(apart.sum(axis=1, keepdims=True), lesions)  # never both
+    assert apart[:, 0].any()
+    assert apart[:, 1].any()
+    assert not phantoms.make("east", 12, 64, 0, labels=("cyst",))[1].any()
+    with pytest.raises(SettingsError, match="labels are some of lesion, cyst, mass; got nerve"):
+        phantoms.make("west", 1, 64, 0, labels=("nerve",))

@@ -499,3 +499,15 @@ def test_a_browser_renders_the_page_and_draws_every_picture(whole: StudyRun, tmp
     assert "script" not in seen.tags
     assert seen.tags.count("symbol") == 6
     assert seen.tags.count("svg") == Reader(whole.folder.report.read_text("utf-8")).tags.count("svg")
+
+
+def test_beta_holds_where_at_least_one_teacher_is_soft(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    collect(run)
+    exclusion = run.study.exclusion.model_copy(update={"alpha": 0.0, "beta": 1.0})
+    run.study = run.study.model_copy(update={"exclusion": exclusion})
+    for soft, reasons in ((SITES[:1], {"", "high-entropy"}), ((), {""})):
+        for site in SITES:
+            output = "soft" if site in soft else "binary"
+            run.ledger.site_described(site, json.dumps({"output": output, "teacher": {}}))
+        assert set(run.selection()[1]) == reasons

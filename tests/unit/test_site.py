@@ -432,7 +432,10 @@ def test_a_fine_tuned_student_stays_and_is_not_trained_again(
     assert kept.name.startswith(coordinator.study.digest[:12])
     fine_tuned = dump_weights(load_student(kept)[0])
     assert hashlib.sha256(fine_tuned).digest() != hashlib.sha256(coordinator.student()[1]).digest()
-    (kept / "result.json").write_text(json.dumps({"mean": 12.5, "std": 0.0, "test_images": 3, "train_images": 4}))
+    result = json.loads((kept / "result.json").read_text())
+    assert (result["before"]["n"], result["after"]["mean"]) == (3, reply.mean)
+    result["after"]["mean"] = 12.5
+    (kept / "result.json").write_text(json.dumps(result))
     assert reach(make_site(tmp_path)).fine_tune(coordinator.fine_tune()).mean == 12.5
 
 
@@ -445,10 +448,14 @@ def test_a_teacher_answers_the_labels_it_knows_in_the_order_of_the_study(tmp_pat
     mask = soft_mask.decode(site.predict(both.predict(0)).masks[0], (2, SIZE, SIZE))
     pixels = both.catalogue.pixels[0, 0]
     np.testing.assert_array_equal(mask, np.stack([255 - pixels, pixels]))
-    other = Coordinator(tmp_path / "other", labels=["mass", "vessel"])
-    site.describe(other.describe())
+    some = Coordinator(tmp_path / "some", labels=["vessel", "mass"])
+    assert site.describe(some.describe()).labels == ["mass"]
+    alone = soft_mask.decode(site.predict(some.predict(0)).masks[0], (1, SIZE, SIZE))
+    np.testing.assert_array_equal(alone[0], 255 - some.catalogue.pixels[0, 0])
+    none = Coordinator(tmp_path / "none", labels=["vessel"])
+    assert site.describe(none.describe()).labels == []
     with pytest.raises(WireError) as refusal:
-        site.predict(other.predict(0))
+        site.predict(none.predict(0))
     assert refusal.value.code == ErrorCode.NO_DATA
 
 

@@ -32,6 +32,9 @@ image-budget = 40
 threads = 1
 device = "cpu"
 checkpoint-every-s = 0
+[fine-tune]
+images = 4
+training = { epochs = 1 }
 [data]
 folder = "raw"
 size = 32
@@ -135,7 +138,7 @@ def test_start_answers_until_it_is_told_to_stop(site: Path) -> None:
 
 
 def test_every_command_shows_an_example_and_help_does_not_wait_for_torch() -> None:
-    for command in ("train", "start", "describe"):
+    for command in ("train", "fine-tune", "start", "describe"):
         assert f"Example: consilium-site {command} hospital/site.toml" in run(command, "--help").stdout
     check = "import sys, consilium.clients.cli; print('torch' in sys.modules, 'flwr' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)
@@ -175,6 +178,26 @@ def test_starting_an_untrained_site_says_what_to_do(tmp_path: Path) -> None:
     done = run("start", path)
     assert done.returncode == 1
     assert "consilium-site train" in done.stderr
+
+
+def test_a_fine_tuned_teacher_lies_beside_the_teacher_and_is_replaced_only_by_force(site: Path) -> None:
+    teacher = (site.parent / "teacher" / "student.safetensors").read_bytes()
+    done = run("fine-tune", site)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuned on 4 images. Dice on 2 test images:" in done.stdout
+    refused = run("fine-tune", site, "--images", "2")
+    assert (refused.returncode, "--force" in refused.stderr) == (1, True)
+    again = run("fine-tune", site, "--images", "2", "--force", "--progress-json")
+    told = json.loads(again.stdout.splitlines()[-1])
+    assert (told["images"], told["before"]["n"], told["better"] in {"before", "after"}) == (2, 2, True)
+    assert (site.parent / "teacher" / "student.safetensors").read_bytes() == teacher
+    home = load_site(site)
+    other = home.settings.teacher.model_copy(update={"folder": "teacher-fine-tuned"})
+    answers = [
+        CheckpointTeacher(home.folder / folder, other, "cpu").predict(np.full((1, 1, 32, 32), 90, np.uint8))
+        for folder in ("teacher", "teacher-fine-tuned")
+    ]
+    assert (answers[0] != answers[1]).any()
 
 
 def test_a_teacher_of_another_geometry_than_the_settings_say_is_refused(site: Path) -> None:

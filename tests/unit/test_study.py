@@ -35,6 +35,8 @@ def test_all_faults_are_told_at_once_with_rule_and_value() -> None:
         (MINIMAL | {"fusion": {"weights": {"west": 2}}}, "fusion.weights names west"),
         (MINIMAL | {"collect": {"quorum": 3}}, "at most the number of sites, 2"),
         (MINIMAL | {"name": "../x"}, "name"),
+        (MINIMAL | {"student": {"training": {"epochs": "many"}}}, 'epochs: .*at least 0, or "paper"; got .many.'),
+        (MINIMAL | {"student": {"training": {"epochs": "paper", "image-budget": 9}}}, "got paper and 9"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], rule: str) -> None:
@@ -66,7 +68,12 @@ def test_any_changed_setting_makes_another_study() -> None:
     )
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_the_digest_that_the_wire_format_names_is_the_studys() -> None:
+    digest = parse(Study, {"name": "s", "sites": ["a"]}, "x").digest
+    assert digest in (CONFIGS.parent / "docs" / "wire.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
     assert f"{path.name}" in path.read_text().splitlines()[0]
     document = read_toml(path)
@@ -79,10 +86,38 @@ def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> N
     assert study.sites
 
 
+def test_a_simulated_site_knows_some_of_the_studys_labels_in_the_studys_order() -> None:
+    document = read_toml(CONFIGS / "labels.toml")
+    study = parse(SimulatedStudy, document, "labels.toml")
+    assert [study.labels_of(site) for site in study.sites] == [("mass", "cyst"), ("mass",), ("mass", "cyst")]
+    document["simulation"]["sites"]["east"]["labels"] = ["mass", "vessel"]
+    with pytest.raises(SettingsError, match=r"simulation\.sites\.east\.labels names vessel, not among .* mass, cyst"):
+        parse(SimulatedStudy, document, "labels.toml")
+
+
 def test_shipped_settings_are_found_by_name_and_others_are_named() -> None:
     assert find_settings(Path("demo.toml")).samefile(CONFIGS / "demo.toml")
+    assert find_settings(Path("paper/study.toml")).samefile(CONFIGS / "paper" / "study.toml")
     with pytest.raises(SettingsError, match=r"none of that name is shipped \(.*demo.toml"):
         find_settings(Path("nope.toml"))
+
+
+def test_the_papers_preset_has_the_papers_numbers() -> None:
+    study = load(Study, find_settings(Path("paper/study.toml")))
+    assert (study.image.size, study.image.channels) == (384, 1)
+    assert (study.exclusion.alpha, study.exclusion.beta) == (256.0, 2.5)
+    assert (study.fusion.method, study.fusion.weights, study.quorum) == ("weighted-mean", {}, len(study.sites))
+    assert study.student.network.encoder_weights == "none"
+    training = study.student.training
+    assert (training.learning_rate, training.batch, training.schedule, training.augment) == (1e-4, 4, "constant", True)
+    assert [training.on(images).epochs for images in (697, 1237)] == [500, 500]
+    assert (study.fine_tune.images, study.fine_tune.training.epochs) == (50, 50)
+
+
+def test_a_studys_defaults_are_the_papers() -> None:
+    written = load(Study, CONFIGS / "paper" / "study.toml")
+    told = {"name": written.name, "sites": written.sites, "fine-tune": {"sites": written.sites}}
+    assert parse(Study, told, "defaults") == written
 
 
 def test_flowers_defaults_are_the_studys_own() -> None:

@@ -22,9 +22,9 @@ from consilium.common.training import loop
 from consilium.common.training.augment import Draw, augment
 from consilium.common.training.checkpoint import FILE_NAME
 from consilium.common.training.loop import Progress, fit
-from consilium.common.training.loss import SMOOTH, dice_bce, paper_dice, soft_dice
+from consilium.common.training.loss import DICE_OF, SMOOTH, dice_bce, paper_dice, soft_dice
 from consilium.common.training.predict import predict
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import TrainingSettings, paper_epochs
 
 U8 = npt.NDArray[np.uint8]
 
@@ -88,6 +88,28 @@ def test_the_loss_is_each_images_own_and_weights_choose_among_them() -> None:
     first, second = dice_bce(logits[:1], targets[:1]), dice_bce(logits[1:], targets[1:])
     torch.testing.assert_close(dice_bce(logits, targets), (first + second) / 2)
     torch.testing.assert_close(dice_bce(logits, targets, torch.tensor([2.0, 0.0])), first)
+
+
+def test_the_papers_loss_is_dice_of_equation_1_and_bce() -> None:
+    logits, target = plane([0.0, 2.0]), plane([1.0, 0.3])  # sigmoid(2) = 0.8808
+    x = 1 / (1 + np.exp(-2.0))
+    bce = (np.log(2) - 0.3 * np.log(x) - 0.7 * np.log(1 - x)) / 2
+    dice = 1 - (2 * (0.5 + 0.3 * x) + SMOOTH) / (0.5 + x + 1.3 + SMOOTH)
+    assert dice_bce(logits, target, dice=DICE_OF["paper"]).item() == pytest.approx(dice + bce, rel=1e-5)
+    assert dice_bce(logits, target, dice=DICE_OF["dice-bce"]).item() == dice_bce(logits, target).item()
+
+
+def test_a_trainings_loss_is_the_one_it_names() -> None:
+    """On soft targets they differ; on masks of 0 and 1 they are the same, up to rounding."""
+    images, targets = discs(4, 32)
+
+    def curve(loss: str, masks: U8) -> list[float]:
+        module = build(SMALL, 1, 1, 0)
+        return [value for _, value in fit(module, images, masks, settings(loss=loss, augment=False), seed=0).curve]
+
+    np.testing.assert_allclose(curve("paper", targets), curve("dice-bce", targets), rtol=1e-4)
+    soft = targets // 2
+    assert abs(curve("paper", soft)[0] - curve("dice-bce", soft)[0]) > 0.01
 
 
 @pytest.mark.parametrize("logit", [-30.0, -5.0, 0.0, 5.0, 30.0])
@@ -327,6 +349,22 @@ def test_a_length_is_rounded_up_to_whole_batches(length: dict[str, int], steps: 
     assert TrainingSettings.model_validate({**length, "batch": 4}).steps(image_count=7) == steps
 
 
+@pytest.mark.parametrize(("images", "papers"), [(697, 500), (1237, 500), (3830, 175), (11_143, 60), (25_331, 30)])
+def test_the_papers_epochs_follow_from_the_number_of_images(images: int, papers: int) -> None:
+    assert paper_epochs(images) == pytest.approx(papers, rel=0.09)
+    assert TrainingSettings(epochs="paper").on(images).epochs == paper_epochs(images)
+
+
+def test_the_papers_epochs_hold_for_any_number_of_images() -> None:
+    assert [paper_epochs(images) for images in (0, 1, 1400, 2800, 17_125, 10**9)] == [500, 500, 500, 250, 41, 1]
+    assert TrainingSettings(epochs="paper").steps(2800) == 2800 * 250 // 4
+
+
+def test_images_left_out_shorten_the_papers_training_and_not_its_epochs() -> None:
+    """2,800 images before exclusion, 1,400 after: 250 epochs, as without exclusion."""
+    assert TrainingSettings(epochs="paper").on(2800).steps(1400) == 1400 * 250 // 4
+
+
 def test_predict_gives_probabilities_whatever_the_batch_and_leaves_the_mode() -> None:
     images, _ = discs(5, 40)
     module = build(SMALL, 1, 2, 0).train()
@@ -344,7 +382,7 @@ import sys, numpy as np, torch
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.training.loop import fit
-from consilium.common.training.settings import TrainingSettings
+from consilium.common.training.settings import TrainingSettings, paper_epochs
 data = np.load(sys.argv[1])
 module = build(NetworkSettings(name="unet", width=4, norm="group"), 1, 1, seed=0)
 settings = TrainingSettings(image_budget=24, batch=4, device="cpu", threads=1)
