@@ -95,7 +95,7 @@ class PredictRequest(_message.Message):
     ) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("catalogue", "ids", "masks", "package", "protocol", "seconds", "site", "study")
+    __slots__ = ("abstained", "catalogue", "ids", "masks", "package", "protocol", "seconds", "site", "study")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class PredictReply(_message.Message):
     SITE_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     MASKS_FIELD_NUMBER: _ClassVar[int]
+    ABSTAINED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
@@ -111,6 +112,7 @@ class PredictReply(_message.Message):
     site: str
     ids: _containers.RepeatedScalarFieldContainer[str]
     masks: _containers.RepeatedScalarFieldContainer[bytes]
+    abstained: _containers.RepeatedScalarFieldContainer[str]
     seconds: float
     def __init__(
         self,
@@ -121,6 +123,7 @@ class PredictReply(_message.Message):
         site: str | None = ...,
         ids: _Iterable[str] | None = ...,
         masks: _Iterable[bytes] | None = ...,
+        abstained: _Iterable[str] | None = ...,
         seconds: float | None = ...,
     ) -> None: ...
 

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 
 from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
-from consilium.common.errors import StateError
+from consilium.common.errors import SettingsError, StateError
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.settings import Name, NameList, Settings, load
+from consilium.common.settings import Name, NameList, Settings, load, parse, read_toml
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
+POLICY: Final = "policy.toml"
 _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 
@@ -149,6 +150,21 @@ class SiteHome:
         return self.folder / "catalogues"
 
     @property
+    def answers(self) -> Path:
+        """Folder of the soft masks this site gave."""
+        return self.folder / "answers"
+
+    @property
+    def consents(self) -> Path:
+        """Folder of what was decided about studies."""
+        return self.folder / "consents"
+
+    @property
+    def reviews(self) -> Path:
+        """Folder of what a person looks at before deciding."""
+        return self.folder / "reviews"
+
+    @property
     def students(self) -> Path:
         """Folder of the fine-tuned students."""
         return self.folder / "students"
@@ -211,5 +227,17 @@ def trained_result(home: SiteHome) -> Mapping[str, Any] | None:
 
 
 def load_site(path: Path) -> SiteHome:
-    """Read a ``site.toml``; see `settings.load` for the errors."""
-    return SiteHome(load(SiteSettings, path), path.resolve().parent)
+    """Read a ``site.toml`` and the ``policy.toml`` beside it, if there is one; see `settings.load` for the errors.
+
+    The policy may be another person's file than the rest, with other rights. A ``[policy]`` in ``site.toml`` serves as well,
+    but not both: nobody should have to guess which holds.
+    """
+    values = read_toml(path)
+    policy = path.resolve().parent / POLICY
+    if policy.is_file():
+        if "policy" in values:
+            raise SettingsError(
+                f"{path}: a site has one policy, and {policy} holds it; remove [policy] from {path.name}"
+            )
+        values["policy"] = load(Policy, policy)
+    return SiteHome(parse(SiteSettings, values, str(path)), path.resolve().parent)

@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.settings import Name, Settings, kebab
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 PACKAGE: Final = version("consilium")
 RECORD: Final = "consilium"
 ERROR_RECORD: Final = "consilium-error"
@@ -76,11 +76,15 @@ class PredictRequest(Envelope):
 
 
 class PredictReply(Envelope):
-    """Soft masks in the order of ``ids``, each coded as planes of shape (labels, size, size)."""
+    """Soft masks in the order of ``ids``, each coded as planes of shape (labels, size, size).
+
+    ``abstained`` are the images that were asked for and are not answered, now or ever.
+    """
 
     site: Name
-    ids: Annotated[list[Digest], Field(min_length=1, max_length=4096)]
-    masks: Annotated[list[Planes], Field(min_length=1, max_length=4096)]
+    ids: Annotated[list[Digest], Field(max_length=4096)]
+    masks: Annotated[list[Planes], Field(max_length=4096)]
+    abstained: Annotated[list[Digest], Field(max_length=4096)]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

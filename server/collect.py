@@ -3,6 +3,9 @@
 Memory is that of the chunks in flight, whatever the number of sites and images. A chunk is finished when every site that
 still takes part has answered or run late, and a quorum did; then its pseudo masks are written, and only then the ledger
 says so. A site that fails is left out from there on, and named; the study goes on while the quorum holds.
+
+A site may abstain from single images. It has answered their chunk, and counts for its quorum; the images are fused of the
+other sites' masks. One with a label of which nobody gave a mask has no pseudo mask, and no student is trained on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +66,8 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: weighted_mean.WeightedMean
+    fused: list[weighted_mean.WeightedMean]  # one an image: each has sites of its own
+    masks: npt.NDArray[np.int64]  # how many of each image and label were folded in
     open_sites: set[str]
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -123,7 +127,8 @@ class Collector:
             except WireError as error:
                 self._leave_out(outcome.site, error)
             else:
-                self.ledger.answered(outcome.site, outcome.key, len(chunk.ids), *chunk.answered[outcome.site])
+                images = len(outcome.reply.ids)
+                self.ledger.answered(outcome.site, outcome.key, images, *chunk.answered[outcome.site])
                 chunk.open_sites.discard(outcome.site)
             for number in [number for number, held in self._chunks.items() if not held.open_sites]:
                 self._finish(number, self._chunks.pop(number))
@@ -135,8 +140,9 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            state = weighted_mean.init((len(ids), *self.study.mask_shape))
-            chunk = self._chunks[number] = _Chunk(first, ids, state, set(self._sites))
+            states = [weighted_mean.init((1, *self.study.mask_shape)) for _ in ids]
+            counts = np.zeros((len(ids), len(self.study.labels)), np.int64)
+            chunk = self._chunks[number] = _Chunk(first, ids, states, counts, set(self._sites))
             for site in sorted(self._sites):
                 self._inquiry.ask(site, number, self._request(chunk, site), self.study.collect.deadline_s)
 
@@ -155,28 +161,37 @@ class Collector:
     def _fold(self, chunk: _Chunk, site: str, reply: wire.PredictReply) -> None:
         if site in chunk.answered:
             return
-        if len(reply.masks) != len(reply.ids) or sorted(reply.ids) != sorted(chunk.ids):
-            raise WireError(ErrorCode.BAD_MASK, "not exactly one mask for each image asked for")
+        if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(chunk.ids):
+            raise WireError(ErrorCode.BAD_MASK, "not exactly one mask, or an abstention, for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
-        masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
+        masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, reply.masks, strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
+        for i in sorted(place[name] for name in reply.ids):  # only now: an answer counts whole or not at all
+            weighted_mean.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.weights.get(site, 1), known)
+            chunk.masks[i, list(known)] += 1
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
+        self.ledger.abstained(site, [chunk.first + place[name] for name in reply.abstained])
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
 
     def _leave_out(self, site: str, error: WireError) -> None:
         self._sites.discard(site)
         self._inquiry.drop(site)
-        self.ledger.tell(STAGE, f"left out from here on: {error}", site)
+        refused = error.code == ErrorCode.NOT_CONSENTED
+        self.ledger.tell(STAGE, "takes no part: not consented" if refused else f"left out from here on: {error}", site)
         for chunk in self._chunks.values():
             chunk.open_sites.discard(site)
 
     def _finish(self, number: int, chunk: _Chunk) -> None:
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        self.pseudo_masks.write(chunk.first, weighted_mean.finish(chunk.fused))
+        whole = (chunk.masks > 0).all(axis=1)
+        fused = np.zeros((len(chunk.ids), *self.study.mask_shape), np.uint8)
+        for i in np.flatnonzero(whole):
+            fused[i] = weighted_mean.finish(chunk.fused[i])[0]
+        self.pseudo_masks.write(chunk.first, fused)
+        self.ledger.unanswered([chunk.first + int(i) for i in np.flatnonzero(~whole)])
         self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered))
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))

@@ -20,12 +20,13 @@ PAPER_SIZE: Final = 384
 
 
 class Reason(StrEnum):
-    """Why an image is left out; empty where it is kept."""
+    """Why an image is left out; empty where it is kept. Unanswered ones have no pseudo mask, so nothing is decided of it."""
 
     KEPT = ""
     FEW_TARGET_PIXELS = "few-target-pixels"
     HIGH_ENTROPY = "high-entropy"
     BOTH = "few-target-pixels+high-entropy"
+    UNANSWERED = "unanswered"
 
 
 @dataclass(frozen=True)

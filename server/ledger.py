@@ -27,6 +27,8 @@ CREATE TABLE IF NOT EXISTS answer (
     site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, mask_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (site, chunk)) STRICT;
 CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS abstention (site TEXT NOT NULL, image INTEGER NOT NULL, PRIMARY KEY (site, image)) STRICT;
+CREATE TABLE IF NOT EXISTS unanswered (image INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS result (site TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (site, kind)) STRICT;
 CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 """
@@ -150,6 +152,24 @@ class Ledger:
             "SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,)
         )
         return {chunk for (chunk,) in rows}
+
+    def abstained(self, site: str, images: Sequence[int]) -> None:
+        """Record images, by position in the catalogue, that a site does not answer."""
+        self._database.executemany(
+            "INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in images]
+        )
+
+    def abstentions(self, site: str) -> set[int]:
+        """Images, by position in the catalogue, that a site does not answer."""
+        return {image for (image,) in self._database.execute("SELECT image FROM abstention WHERE site = ?", (site,))}
+
+    def unanswered(self, images: Sequence[int]) -> None:
+        """Record images that have no pseudo mask: every site that knows some label abstained."""
+        self._database.executemany("INSERT OR IGNORE INTO unanswered VALUES (?)", [(image,) for image in images])
+
+    def unanswered_images(self) -> set[int]:
+        """Images that have no pseudo mask, by position in the catalogue."""
+        return {image for (image,) in self._database.execute("SELECT image FROM unanswered")}
 
     # --- sites
 

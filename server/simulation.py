@@ -66,6 +66,9 @@ class SimulationSettings(Settings):
         0.2, gt=0, lt=1, description="folders and data sets: part of each site's images it tests on"
     )
     test_images: int = Field(25, ge=1, description="phantoms: labelled test images of each site")
+    min_images: int = Field(
+        10, ge=1, description="the sites' policy.min-images: least images behind a metric they send"
+    )
     training_at_a_time: int = Field(2, ge=1, description="teachers trained side by side")
     sites: dict[Name, SimulatedSite]
 
@@ -192,7 +195,12 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
         "training": site.training.model_dump(mode="json", by_alias=True)
         | {"seed": settings.seed + settings.sites.index(name)},
         "data": {"packed": "data", "size": settings.image.size, "channels": settings.image.channels},
-        "policy": {"trusted-signers": [signer.hex()]},
+        # There is nobody to ask. A hospital's own policy leaves auto-approve out.
+        "policy": {
+            "trusted-signers": [signer.hex()],
+            "auto-approve": True,
+            "min-images": settings.simulation.min_images,
+        },
     }
 
 

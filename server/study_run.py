@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common import labels, soft_mask, wire
+from consilium.common import labels, planes, soft_mask, wire
 from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
@@ -42,6 +43,7 @@ EXAMPLES: Final = 12
 """Transferal images whose masks are kept site by site, for the report's gallery."""
 
 TELL_EVERY_S: Final = 1.0
+NOT_CONSENTED: Final = "takes no part: not consented"
 
 
 @dataclass
@@ -97,9 +99,11 @@ class StudyRun:
             for site in self.study.sites:
                 inquiry.ask(site, 0, request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
+            waiting: list[str] = []
             for outcome in self._outcomes(inquiry, "describe", _import_torch):
                 reply = outcome.reply
                 if isinstance(reply, WireError):
+                    waiting += [outcome.site] if reply.code == ErrorCode.NOT_CONSENTED else []
                     continue
                 try:
                     known = [self.study.labels[place] for place in labels.positions(self.study.labels, reply.labels)]
@@ -116,6 +120,7 @@ class StudyRun:
                     outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
                 )
                 self.tell("describe", len(missing), len(self.study.sites))
+            self._offer(post, waiting)
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
                 raise StudyError(
@@ -129,6 +134,33 @@ class StudyRun:
                 )
             self._require_every_label(missing)
         return missing
+
+    def _offer(self, post: Post, sites: list[str]) -> None:
+        """Send the images, once, to sites that have not consented: their people look at them before they decide."""
+        new = [site for site in sites if site not in self.ledger.results("offered")]
+        size, images = self.study.collect.chunk, self.catalogue.manifest.images
+        inquiry = Inquiry(post, wire.PredictReply, self.study.collect.retries)
+
+        def request(first: int) -> Callable[[], wire.PredictRequest]:
+            return lambda: wire.PredictRequest(
+                **self.envelope,
+                ids=[entry.id for entry in images[first : first + size]],
+                pixels=[planes.encode(pixels) for pixels in self.catalogue.pixels[first : first + size]],
+            )
+
+        arrived: dict[str, int] = Counter()
+        for site in new:
+            for first in range(0, len(images), size):
+                inquiry.ask(site, first, request(first), self.study.collect.deadline_s)
+        for outcome in inquiry.outcomes():
+            self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
+            if not isinstance(outcome.reply, WireError) or outcome.reply.code == ErrorCode.NOT_CONSENTED:
+                arrived[outcome.site] += (
+                    1  # a site that consents meanwhile answers, and is asked again at the next start
+                )
+        for site in new:
+            if arrived[site] == -(-len(images) // size):
+                self.ledger.keep_result(site, "offered", self.catalogue.hash)
 
     def known_labels(self, site: str) -> tuple[int, ...]:
         """Positions of the study's labels that a site's masks are of, as it described itself."""
@@ -194,6 +226,8 @@ class StudyRun:
         reasons = exclusion.reasons(
             found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
         )
+        for image in self.ledger.unanswered_images():
+            reasons[image] = exclusion.Reason.UNANSWERED
         return found, reasons
 
     def distill(self, kept: npt.NDArray[np.int64]) -> None:
@@ -254,7 +288,9 @@ class StudyRun:
             chunks = {int(i) // self.study.collect.chunk for i in indices}
             scored: list[Scored] = []
             for site in self.ledger.answers():
-                if not chunks <= self.ledger.answered_chunks(site):
+                if not chunks <= self.ledger.answered_chunks(site) or self.ledger.abstentions(site) & set(
+                    indices.tolist()
+                ):
                     self.ledger.tell("test", "not scored: it did not answer every test image", site)
                     continue
                 scored.append(Scored("teacher", site, self.watched.of(site)[place], self.known_labels(site)))
@@ -355,7 +391,8 @@ class StudyRun:
         for outcome in inquiry.outcomes(meanwhile):
             self.ledger.moved(outcome.site, stage, outcome.received, outcome.sent)
             if isinstance(outcome.reply, WireError):
-                self.ledger.tell(stage, str(outcome.reply), outcome.site)
+                refused = outcome.reply.code == ErrorCode.NOT_CONSENTED
+                self.ledger.tell(stage, NOT_CONSENTED if refused else str(outcome.reply), outcome.site)
             yield outcome
 
     def _keep_score(self, site: str, kind: str, masks: SoftMasks, truth: npt.NDArray[np.uint8]) -> None:

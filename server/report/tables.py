@@ -33,6 +33,7 @@ REASONS: Final = {
     "few-target-pixels": "too few target pixels",
     "high-entropy": "gray-level entropy too high",
     "few-target-pixels+high-entropy": "both: too few target pixels, entropy too high",
+    "unanswered": "no site answered it",
 }
 _STAGES: Final = {
     "data": "images are read, packed and signed",

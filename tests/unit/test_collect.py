@@ -15,7 +15,7 @@ from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
-from tests.federation_in_memory import HOSTILE, FederationInMemory, honest, mask_of
+from tests.federation_in_memory import HOSTILE, FederationInMemory, abstaining, honest, mask_of
 
 SIZE, COUNT, CHUNK = 32, 10, 4
 SITES = ("east", "north", "west")
@@ -251,3 +251,38 @@ def test_the_quorum_counts_for_each_label_among_those_that_know_it(
     case.federation.behaviours["west"] = honest
     case.collect()
     assert (case.masks.read()[:, 1] == mean_of(case, 1, "north", "west")).all()
+
+
+# ---- abstentions
+
+
+def test_an_image_that_a_site_abstains_from_is_the_mean_of_the_others(case: Case) -> None:
+    """West abstains from the third image, east and west from the sixth; both still count for the quorum of three."""
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours |= {"west": abstaining(ids[2], ids[5]), "east": abstaining(ids[5])}
+    case.collect()
+    masks = case.masks.read()
+    others = [i for i in range(COUNT) if i not in (2, 5)]
+    assert (masks[others] == case.expected(*SITES)[others]).all()
+    assert (masks[2] == case.expected("east", "north")[2]).all()
+    assert (masks[5] == case.expected("north")[5]).all()
+    assert case.ledger.finished_chunks() == {0: 3, 1: 3, 2: 3}
+    assert (case.ledger.abstentions("west"), case.ledger.abstentions("north")) == ({2, 5}, set())
+    assert {site: held[0] for site, held in case.ledger.answers().items()} == {"east": 9, "north": 10, "west": 8}
+    assert not case.events()
+
+
+def test_an_image_that_nobody_answers_has_no_pseudo_mask_and_is_named(case: Case) -> None:
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours = {site: abstaining(ids[4], ids[8], ids[9]) for site in SITES}
+    case.collect()
+    assert case.ledger.unanswered_images() == {4, 8, 9}
+    assert not case.masks.read()[[4, 8, 9]].any()
+    rest = [i for i in range(COUNT) if i not in (4, 8, 9)]
+    assert (case.masks.read()[rest] == case.expected(*SITES)[rest]).all()
+
+
+def test_a_site_that_ends_its_consent_is_not_an_error_of_the_run(tolerant: Case) -> None:
+    tolerant.federation.behaviours["west"] = HOSTILE["an error code"]
+    tolerant.collect()
+    assert tolerant.events() == {"west": "takes no part: not consented"}

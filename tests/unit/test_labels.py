@@ -176,7 +176,7 @@ def open_sites(root: Path, names: tuple[str, ...]) -> SitesInMemory:
         teacher, labels, rows = TEACHERS[name]
         values = {
             "name": name,
-            "policy": {"auto-approve": True},
+            "policy": {"auto-approve": True, "min-images": 1},
             "training": {"epochs": 1, "threads": 1, "device": "cpu"},
         }
         home = SiteHome(parse(SiteSettings, values | labels, "test"), root / name)

@@ -112,7 +112,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(site: Path, tmp_pat
 
 def test_describe_shows_teacher_data_and_policy(site: Path) -> None:
     shown = run("describe", site).stdout
-    for part in ("unet, 32 x 32", "6, of shape 1x32x32", "nobody yet: every study is refused"):
+    for part in ("unet, 32 x 32", "6, of shape 1x32x32", "anyone may show a study"):
         assert part in shown
 
 
