@@ -127,26 +127,84 @@ class OpenAudit:
             **asdict(event),
             "previous": hashlib.sha256(whole).hexdigest() if whole else FIRST,
         }
-        self.log.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self.log.write(_dump(line) + b"\n")
         self.log.flush()
         os.fsync(self.log.fileno())
 
 
 def verify(path: Path) -> int:
     """Check the chain of an audit log and return its number of lines; `StateError` names the first line that breaks it."""
-    previous, count = FIRST, 0
+    return sum(1 for _ in checked(path))
+
+
+def checked(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the lines of an audit log in order, each checked against the one before; see `verify`.
+
+    A last line without its end is what a crash left: it counted for nothing, and is passed over.
+    """
+    previous = FIRST
     with path.open("rb") as log:
-        for count, line in enumerate(log, 1):
-            if _parse(line, path).get("previous") != previous:
-                raise StateError(f"{path}, line {count}: it or the line before was changed or taken out")
+        for number, line in enumerate(log, 1):
+            if not line.endswith(b"\n"):
+                return
+            fields = _parse(line, path, number)
+            if fields.get("previous") != previous:
+                raise StateError(f"{path}, line {number}: it or the line before was changed or taken out")
             previous = hashlib.sha256(line.rstrip(b"\n")).hexdigest()
-    return count
+            yield fields
 
 
-def _parse(line: bytes, path: Path) -> dict[str, Any]:
+def what_left(path: Path) -> dict[str, Any]:
+    """Tell what left a site, by its log.
+
+    Returns
+    -------
+    dict
+        ``lines``, ``last`` (digest of the last line: noted elsewhere, it shows whether the end was cut off later) and
+        ``studies``: by digest, when it was first and last asked for, masks, repeats, abstentions, metrics (answers with Dice),
+        students, bytes, and refusals by code.
+
+    Raises
+    ------
+    StateError
+        If the chain is broken.
+    """
+    studies: dict[str, dict[str, Any]] = {}
+    count, last = 0, FIRST
+    for fields in checked(path):
+        count, last = count + 1, hashlib.sha256(_dump(fields)).hexdigest()
+        told = studies.setdefault(
+            fields["study"],
+            {"first": fields["time"], "last": "", "masks": 0, "repeats": 0, "abstained": 0, "metrics": 0, "bytes": 0}
+            | {"students": set(), "refusals": {}},
+        )
+        told["last"] = fields["time"]
+        told["bytes"] += fields["bytes_out"]
+        for key in ("masks", "repeats", "abstained"):
+            told[key] += fields.get(key, 0)
+        if fields["result"] != ANSWERED:
+            told["refusals"][fields["result"]] = told["refusals"].get(fields["result"], 0) + 1
+        elif fields["action"] in ("evaluate", "fine-tune"):
+            told["metrics"] += 1
+            told["students"].add(fields.get("student", ""))
+    for told in studies.values():
+        told["students"] = len(told["students"])
+    return {"lines": count, "last": last, "studies": studies}
+
+
+def _dump(fields: Mapping[str, Any]) -> bytes:
+    """A line as it stands in the log, without its end."""
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _parse(line: bytes, path: Path, number: int = 0) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
-        int(fields["masks"])
+        fields = dict(json.loads(line))
+        if not all(isinstance(fields[key], int) for key in ("masks", "bytes_out")):
+            raise TypeError
+        if not all(isinstance(fields[key], str) for key in ("time", "study", "action", "result")):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise StateError(f"{path} is not a whole audit log: a line cannot be read; restore it from a backup") from None
-    return dict(fields)
+        where = f", line {number}" if number else ""
+        raise StateError(f"{path}{where}: this is no line of an audit log; restore the log from a backup") from None
+    return fields

@@ -277,6 +277,40 @@ def revoke(settings: SettingsFile, study: StudyName) -> None:
     _say(f"{home.settings.name} does not take part in {one.shown.study.name} ({one.digest[:12]}) from now on")
 
 
+@app.command(epilog="Example: consilium-site audit hospital/site.toml")
+def audit(
+    settings: SettingsFile,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
+) -> None:
+    """Check the audit log's chain and tell what left this hospital, study by study.
+
+    The exit status is not 0 if a line was changed or taken out; the line is named.
+    """
+    home = _load(settings)
+    from consilium.clients import audit as log
+
+    if not home.audit_log.is_file():
+        raise SettingsError(
+            f"{home.audit_log} is not there: this site was never asked for anything, or its log was moved"
+        )
+    told = log.what_left(home.audit_log)
+    if as_json:
+        _say(json.dumps({"site": home.settings.name, **told}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"what left {home.settings.name}")
+    for column in ("study", "from", "to", "masks", "again", "not answered", "metrics", "students", "bytes", "refusals"):
+        table.add_column(column, overflow="fold")
+    for digest, one in told["studies"].items():
+        refusals = ", ".join(f"{count} {code}" for code, count in sorted(one["refusals"].items())) or "none"
+        counts = [str(one[key]) for key in ("masks", "repeats", "abstained", "metrics", "students")]
+        table.add_row(digest[:12], one["first"][:16], one["last"][:16], *counts, f"{one['bytes']:,}", refusals)
+    Console().print(table)
+    _say(f"The chain of {told['lines']} lines is whole. Its end, to be noted elsewhere: {told['last']}")
+
+
 Rows = Iterator[tuple[str, str]]
 
 
