@@ -5,7 +5,7 @@ it ends on a day. Nothing else consents: not a trusted signer, not an earlier st
 again for every request, so what a person decides holds from the next answer on.
 
 The private key is needed to decide, not to answer: it may be kept away from the machine of the gateway, which reads
-``consent.pub`` only.
+``keys/consent.pub`` only.
 """
 
 import json
@@ -62,7 +62,7 @@ class ConsentBook:
     Parameters
     ----------
     folder
-        Holds the decisions, and beside it ``consent.pem`` and ``consent.pub``.
+        Holds the decisions; ``keys/`` beside it holds ``consent.pem`` and ``consent.pub``.
     site
         The site's name.
     today
@@ -73,8 +73,8 @@ class ConsentBook:
         self._folder: Final = folder
         self._site: Final = site
         self._today: Final = today
-        self._private: Final = folder.parent / "consent.pem"
-        self._public: Final = folder.parent / "consent.pub"
+        self._private: Final = folder.parent / "keys" / "consent.pem"
+        self._public: Final = folder.parent / "keys" / "consent.pub"
 
     def decide(
         self, study: Envelope, signer: bytes, decision: Literal["approved", "revoked"], until: date
@@ -86,11 +86,7 @@ class ConsentBook:
         StateError
             If the key is damaged.
         """
-        key = (
-            identity.load_signing_key(self._private)
-            if self._private.exists()
-            else identity.make_signing_key(self._private)
-        )
+        key = identity.signing_key(self._private)
         public = identity.public_key_of(key)
         consent = Consent(
             site=self._site,

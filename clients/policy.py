@@ -33,6 +33,9 @@ class Policy(Settings):
     levels: int = Field(
         256, ge=2, le=256, multiple_of=2, description="levels of a soft mask that leaves, even; 2 is a binary mask"
     )
+    sealed: bool = Field(
+        True, description="masks leave only sealed to the study's key; false: in clear for a study that has none"
+    )
     near_duplicate: float = Field(
         0.95,
         gt=0,
@@ -63,6 +66,12 @@ def require_signer(policy: Policy, signer: bytes) -> None:
     """Refuse a study whose signer the site does not trust: `WireError` ``refused-by-policy``."""
     if policy.trusted_signers and signer.hex() not in policy.trusted_signers:
         raise WireError(ErrorCode.REFUSED_BY_POLICY, f"signer {signer.hex()} is not among policy.trusted-signers")
+
+
+def require_sealing(policy: Policy, key: bytes) -> None:
+    """Refuse a study whose masks would travel in clear: `WireError` ``refused-by-policy``."""
+    if policy.sealed and not key:
+        raise WireError(ErrorCode.REFUSED_BY_POLICY, "the study has no key to seal masks to, and policy.sealed is true")
 
 
 def require_study(policy: Policy, name: Name, image_count: int) -> None:

@@ -127,6 +127,12 @@ def in_words(home: SiteHome, one: Listed) -> Iterator[tuple[str, str]]:
         else "no Dice",
     ]
     yield "your policy lets out", "; ".join(leaves)
+    yield (
+        "sealed",
+        f"masks are encrypted to the study's key {fingerprint(shown.request.sealing_key)}: no server on the way reads them"
+        if shown.request.sealing_key
+        else "NO: whoever runs the servers on the way reads the masks",
+    )
     yield "state", one.state + (f" until {one.until}" if one.until else "")
 
 

@@ -155,6 +155,11 @@ class SiteHome:
         return self.folder / "answers"
 
     @property
+    def answer_key(self) -> Path:
+        """The key that sealed answers are signed with, Ed25519."""
+        return self.folder / "keys" / "answers.pem"
+
+    @property
     def consents(self) -> Path:
         """Folder of what was decided about studies."""
         return self.folder / "consents"

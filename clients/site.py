@@ -25,12 +25,13 @@ from consilium.clients.own_images import OwnImages
 from consilium.clients.settings import SiteHome
 from consilium.clients.studies import Shown, StudyBook
 from consilium.clients.teachers import Teacher
-from consilium.common import labels, metrics, soft_mask, wire
+from consilium.common import labels, metrics, sealing, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
-from consilium.common.identity import private_folder
+from consilium.common.identity import private_folder, public_key_of, signing_key
 from consilium.common.labels import LabelView
 from consilium.common.networks.student_files import save_student
+from consilium.common.sealing import Sealed
 from consilium.common.study import Study
 from consilium.common.training.fine_tune import choose_images, fine_tune
 from consilium.common.training.settings import FineTuningSettings
@@ -74,6 +75,7 @@ class Site:
         self._studies: Final = StudyBook(home, self._consents)
         self._own_images: Final = OwnImages(home.train_set)
         self._audit: Final = Audit(home.audit_log)
+        self._key: Final = signing_key(home.answer_key)
         self._given: Final[dict[str, Answers]] = {}
         self._giving = threading.Lock()
         self._asking = threading.Lock()
@@ -164,6 +166,7 @@ class Site:
             labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
             teacher=json.dumps(policy.public_card(self._settings.policy, self._teacher.card), sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
+            signer=public_key_of(self._key),
         )
         return self._let_out("describe", shown, reply)
 
@@ -202,13 +205,16 @@ class Site:
             masks = new | before
             ids = [name for name in request.ids if name in masks]
             abstained = [name for name in request.ids if name not in masks]
+            sealed = self._seal(shown, ids, abstained, [masks[name] for name in ids])
             reply = PredictReply(
                 study=request.study,
                 catalogue=request.catalogue,
                 site=self.name,
                 ids=ids,
-                masks=[masks[name] for name in ids],
+                masks=sealed.masks,
                 abstained=abstained,
+                key=sealed.key,
+                signature=sealed.signature,
                 seconds=seconds,
             )
             log.append(
@@ -226,6 +232,14 @@ class Site:
             )
             given.keep(new)  # after the line: what is kept was counted
         return reply
+
+    def _seal(self, shown: Shown, ids: list[str], abstained: list[str], masks: list[bytes]) -> Sealed:
+        """Seal masks to the study's key; in clear, unsigned, where it has none (`admit` has seen whether that is allowed)."""
+        request = shown.request
+        if not request.sealing_key:
+            return Sealed(b"", masks, b"")
+        subject = sealing.about(request.study, request.catalogue, self.name, ids, abstained)
+        return sealing.seal(masks, request.sealing_key, self._key, subject)
 
     def _given_in(self, shown: Shown) -> Answers:
         name = f"{shown.request.study}-{shown.request.catalogue[:12]}"

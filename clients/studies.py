@@ -20,7 +20,7 @@ from consilium.clients import policy
 from consilium.clients.consent import ConsentBook, State
 from consilium.clients.image_store import ImageStore
 from consilium.clients.settings import SiteHome, SiteSettings
-from consilium.common import identity
+from consilium.common import identity, sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.study import Study
@@ -57,6 +57,9 @@ def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Mani
     """
     identity.verify(request.signer, SIGNATURE_DOMAIN, request.manifest, request.signature)
     policy.require_signer(settings.policy, request.signer)
+    policy.require_sealing(settings.policy, request.sealing_key)
+    if request.sealing_key:
+        sealing.verify_study_key(request.signer, request.catalogue, request.sealing_key, request.sealing_signature)
     if hashlib.sha256(request.manifest).hexdigest() != request.catalogue:
         raise WireError(ErrorCode.BAD_MESSAGE, "the manifest's hash is not the envelope's catalogue")
     manifest = Manifest.from_bytes(request.manifest)
@@ -118,6 +121,8 @@ class StudyBook:
                 "settings": request.settings,
                 "signature": request.signature.hex(),
                 "signer": request.signer.hex(),
+                "sealing-key": request.sealing_key.hex(),
+                "sealing-signature": request.sealing_signature.hex(),
             }
             _write(self._page(request), json.dumps(kept).encode())
             held = self._shown.get((request.study, request.catalogue))
@@ -190,6 +195,8 @@ class StudyBook:
                 manifest=(self._home.catalogues / envelope.catalogue / "manifest.json").read_bytes(),
                 signature=bytes.fromhex(kept["signature"]),
                 signer=bytes.fromhex(kept["signer"]),
+                sealing_key=bytes.fromhex(kept["sealing-key"]),
+                sealing_signature=bytes.fromhex(kept["sealing-signature"]),
             )
         except FileNotFoundError:
             raise WireError(

@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_IMAGE = "unknown-image"
     UNKNOWN_STUDY = "unknown-study"
     BAD_SIGNATURE = "bad-signature"
+    BAD_SEAL = "bad-seal"
     NOT_CONSENTED = "not-consented"
     REFUSED_BY_POLICY = "refused-by-policy"
     TOO_LARGE = "too-large"
@@ -71,7 +72,8 @@ PUBLIC_TEXT: Final[dict[ErrorCode, str]] = {
     ErrorCode.BAD_STUDENT: "the student's weights do not fit its card",
     ErrorCode.UNKNOWN_IMAGE: "the image is not in the approved catalogue",
     ErrorCode.UNKNOWN_STUDY: "the study has not been described to this site",
-    ErrorCode.BAD_SIGNATURE: "the catalogue's signature does not verify with a key this site trusts",
+    ErrorCode.BAD_SIGNATURE: "the signature of catalogue or study key does not verify",
+    ErrorCode.BAD_SEAL: "a sealed answer is not the site's, not about what was asked, or not sealed to this study's key",
     ErrorCode.NOT_CONSENTED: "the site has not consented to this study",
     ErrorCode.REFUSED_BY_POLICY: "the site's policy does not allow this action",
     ErrorCode.TOO_LARGE: "the message is larger than the site accepts",

@@ -117,21 +117,23 @@ def catalogue_build(
     Killed at any time and started again, it goes on where it was.
     """
     from consilium.common.catalogue import build
-    from consilium.common.identity import fingerprint, load_signing_key, make_signing_key, public_key_of
+    from consilium.common.identity import fingerprint, public_key_of, signing_key
     from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder
+    from consilium.server.seals import offer_key
     from consilium.server.transferal_sets import catalogue_images, parse
 
     if channels not in (1, 3):
         raise SettingsError(f"--channels is 1 or 3; got {channels}")
     console, folder = Console(), RunFolder(run)
     images = catalogue_images(map(parse, sets), size, channels)
-    signing = load_signing_key(key) if key.exists() else make_signing_key(key)
+    signing = signing_key(key)
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.locked(), image_progress(console, "images are packed", len(images)) as show:
         made = build(
             folder.catalogue, name, images, signing, shape=(channels, size, size), workers=workers, on_progress=show
         )
+        offer_key(folder, made.hash, signing)
     console.print(
         f"{len(made)} images ({len(images) - len(made)} repeated) in {made.folder}", highlight=False, soft_wrap=True
     )
@@ -140,6 +142,26 @@ def catalogue_build(
     console.print(f"catalogue hash   {made.hash}", highlight=False, soft_wrap=True)
     console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False, soft_wrap=True)
     console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)
+
+
+@catalogue_app.command("seal", epilog="Example:  consilium catalogue seal runs/study --key coordinator.pem")
+def catalogue_seal(
+    run: RunArgument,
+    key: Annotated[Path, typer.Option(help="the coordinator's Ed25519 signing key, that of the catalogue")],
+) -> None:
+    """Offer the sites a key to seal their soft masks to; for a catalogue that was built without, or whose offer was lost."""
+    from consilium.common.catalogue import open_catalogue
+    from consilium.common.identity import fingerprint, load_signing_key, public_key_of
+    from consilium.server.run_folder import RunFolder
+    from consilium.server.seals import offer_key
+
+    folder, signing = RunFolder(run), load_signing_key(key)
+    catalogue = open_catalogue(folder.catalogue)
+    if public_key_of(signing) != catalogue.signer:
+        raise SettingsError(f"{key} is not the key that signed {folder.catalogue} ({fingerprint(catalogue.signer)})")
+    with folder.locked():
+        public = offer_key(folder, catalogue.hash, signing)
+    Console().print(f"masks are sealed to {fingerprint(public)}", highlight=False, soft_wrap=True)
 
 
 @app.command("run", epilog="Example:  consilium run study.toml --run runs/study --superlink my-superlink")

@@ -82,6 +82,8 @@ class Collector:
         Per site, which images of the catalogue it lacks; their pixels travel with the request.
     known
         Per site, the positions of the study's labels it knows: its masks are of those. Each label is known to one at least.
+    unseal
+        Opens a site's answer: its masks in clear, or `WireError`.
     on_chunk
         Told after each finished chunk: images done, images in all.
     """
@@ -95,6 +97,7 @@ class Collector:
     missing: Mapping[str, Sequence[bool]]
     known: Mapping[str, Sequence[int]]
     envelope: Mapping[str, str]
+    unseal: Callable[[str, wire.PredictReply], Sequence[bytes]] = lambda _site, reply: reply.masks
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
 
     def run(self) -> None:
@@ -166,7 +169,7 @@ class Collector:
         place = {name: i for i, name in enumerate(chunk.ids)}
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
         masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
-        for name, data in zip(reply.ids, reply.masks, strict=True):
+        for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
         for i in sorted(place[name] for name in reply.ids):  # only now: an answer counts whole or not at all
             weighted_mean.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.weights.get(site, 1), known)

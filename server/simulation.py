@@ -18,7 +18,7 @@ from consilium.common.catalogue import Catalogue, CatalogueImage, Pixels, build,
 from consilium.common.datasets import label_folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
-from consilium.common.identity import load_signing_key, make_signing_key
+from consilium.common.identity import signing_key
 from consilium.common.images import image_files, read_image
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings
@@ -26,6 +26,7 @@ from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.pooled_evaluation import write_test_sites
 from consilium.server.run_folder import RunFolder
+from consilium.server.seals import offer_key
 
 Engine = Literal["processes", "ray", "inline"]
 
@@ -147,6 +148,7 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
 
     What is there already is kept, so that an interrupted simulation goes on.
     """
+    key_file = run.root / "coordinator" / "signing.pem"
     if not (run.catalogue / "manifest.json").exists():
         data = read_data(settings)
         for name, site in data.sites.items():
@@ -166,10 +168,10 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
             for source, image in data.transferal:
                 yield CatalogueImage(image, source)
 
-        key_file = run.root / "coordinator" / "signing.pem"
-        key = load_signing_key(key_file) if key_file.exists() else make_signing_key(key_file)
-        build(run.catalogue, settings.name, images(), key)
+        build(run.catalogue, settings.name, images(), signing_key(key_file))
     catalogue = open_catalogue(run.catalogue)
+    if not run.sealing_offer.exists():
+        offer_key(run, catalogue.hash, signing_key(key_file))
     for name in settings.sites:
         path = site_home(run, name) / "site.toml"
         path.write_text(tomli_w.dumps(site_toml(settings, name, catalogue.signer)), "utf-8")

@@ -35,6 +35,7 @@ from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import Scored
 from consilium.server.run_folder import MaskFile, RunFolder
+from consilium.server.seals import Seals
 
 if TYPE_CHECKING:
     from consilium.common.training.loop import Progress
@@ -77,6 +78,7 @@ class StudyRun:
         site_masks = MaskFile(self.folder.site_masks, rows, shape, holds_masks=collected)
         self.watched = Watched(watched, self.study.sites, site_masks)
         self.envelope = {"study": self.study.digest, "catalogue": self.catalogue.hash}
+        self.seals = Seals(self.folder, self.catalogue.hash)
 
     # --- stages that ask the sites
 
@@ -93,6 +95,8 @@ class StudyRun:
                     manifest=self.catalogue.manifest_bytes,
                     signature=self.catalogue.signature,
                     signer=self.catalogue.signer,
+                    sealing_key=self.seals.key,
+                    sealing_signature=self.seals.signature,
                 )
 
             inquiry = Inquiry(post, wire.DescribeReply, self.study.collect.retries)
@@ -111,6 +115,7 @@ class StudyRun:
                         raise WireError(
                             ErrorCode.BAD_MESSAGE, f"its teacher knows none of {', '.join(self.study.labels)}"
                         )
+                    self.seals.pin(outcome.site, reply.signer)
                     card = _teacher_card(reply.teacher)
                     missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
                 except WireError as error:
@@ -183,6 +188,7 @@ class StudyRun:
                 missing=missing,
                 known={site: self.known_labels(site) for site in missing},
                 envelope=self.envelope,
+                unseal=self.seals.open,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
             ).run()
 

@@ -62,6 +62,8 @@ class FederationInMemory:
             ids=request.ids,
             masks=masks,
             abstained=[],
+            key=b"",
+            signature=b"",
             seconds=0.1,
         )
 

@@ -147,11 +147,11 @@ def test_the_consent_key_can_be_read_by_its_own_user_only_and_is_made_once(
     tmp_path: Path, coordinator: Coordinator
 ) -> None:
     approve(tmp_path, coordinator)
-    key = (tmp_path / "consent.pem").read_bytes()
+    key = (tmp_path / "keys" / "consent.pem").read_bytes()
     approve(tmp_path, coordinator)
-    assert (tmp_path / "consent.pem").read_bytes() == key
-    assert stat.S_IMODE((tmp_path / "consent.pem").stat().st_mode) == 0o600
-    (tmp_path / "consent.pem").unlink()  # deciding needs it, answering does not
+    assert (tmp_path / "keys" / "consent.pem").read_bytes() == key
+    assert stat.S_IMODE((tmp_path / "keys" / "consent.pem").stat().st_mode) == 0o600
+    (tmp_path / "keys" / "consent.pem").unlink()  # deciding needs it, answering does not
     assert book(tmp_path).state(coordinator.describe(), coordinator.catalogue.signer) == State.APPROVED
 
 
@@ -293,7 +293,7 @@ def test_the_policy_is_a_file_of_its_own_and_there_is_one_only(tmp_path: Path) -
 def test_a_person_reviews_approves_and_revokes_by_command(
     tmp_path: Path, coordinator: Coordinator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written_site(tmp_path)
+    path = written_site(tmp_path, "sealed = false\n")
     home: SiteHome = load_site(path)
     site = Site(home, ModuleTeacher(echo))
 

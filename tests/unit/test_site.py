@@ -44,7 +44,7 @@ def echo(images: torch.Tensor) -> torch.Tensor:
 def make_home(folder: Path, **policy: object) -> SiteHome:
     values = {
         "name": "north",
-        "policy": {"auto-approve": True, "min-images": 1} | policy,
+        "policy": {"auto-approve": True, "min-images": 1, "sealed": False} | policy,
         "training": {"epochs": 1, "threads": 1, "device": "cpu"},
         "teacher": {"size": SIZE},
         "data": {"size": SIZE},
@@ -87,6 +87,8 @@ class Coordinator:
             "manifest": self.catalogue.manifest_bytes,
             "signature": self.catalogue.signature,
             "signer": self.catalogue.signer,
+            "sealing_key": b"",
+            "sealing_signature": b"",
         }
         return wire.DescribeRequest.model_validate(self.envelope | fields | changes)
 
@@ -449,7 +451,7 @@ def test_a_fine_tuned_student_stays_and_is_not_trained_again(
 
 
 def test_a_teacher_answers_the_labels_it_knows_in_the_order_of_the_study(tmp_path: Path) -> None:
-    values = {"name": "north", "labels": ["cyst", "mass"], "policy": {"auto-approve": True}}
+    values = {"name": "north", "labels": ["cyst", "mass"], "policy": {"auto-approve": True, "sealed": False}}
     home = SiteHome(parse(SiteSettings, values, "test"), tmp_path)
     site = Site(home, ModuleTeacher(lambda images: torch.cat([images, 1 - images], 1)))
     both = Coordinator(tmp_path / "both", labels=["mass", "cyst"])

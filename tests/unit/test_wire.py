@@ -17,10 +17,22 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "wire.json"
 ENVELOPE = {"package": "0.0.0", "study": "5" * 64, "catalogue": "c" * 64}
 A, B = "a" * 64, "b" * 64
 MESSAGES: list[wire.Envelope] = [
-    wire.DescribeRequest(**ENVELOPE, settings="name = 'x'\n", manifest=b"{}", signature=b"s", signer=b"p"),
-    wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80"),
+    wire.DescribeRequest(
+        **ENVELOPE,
+        settings="name = 'x'\n",
+        manifest=b"{}",
+        signature=b"s",
+        signer=b"p",
+        sealing_key=b"k",
+        sealing_signature=b"t",
+    ),
+    wire.DescribeReply(
+        **ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80", signer=b"p"
+    ),
     wire.PredictRequest(**ENVELOPE, ids=[A, B], pixels=[b"\x01"]),
-    wire.PredictReply(**ENVELOPE, site="north", ids=[A], masks=[b"\x01"], abstained=[B], seconds=0.5),
+    wire.PredictReply(
+        **ENVELOPE, site="north", ids=[A], masks=[b"\x01"], abstained=[B], key=b"k", signature=b"s", seconds=0.5
+    ),
     wire.EvaluateRequest(**ENVELOPE, card="{}", weights=b"w"),
     wire.EvaluateReply(
         **ENVELOPE,
