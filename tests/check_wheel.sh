@@ -21,7 +21,8 @@ for room in (consilium.clients, consilium.common, consilium.server):
     assert room.__file__.startswith(place), f"{room.__file__} is not the installed wheel's"
 shipped = {entry.name for entry in files("consilium.configs").iterdir()}
 assert {"demo.toml", "breast-ultrasound.toml"} <= shipped, shipped
-for room, name in (("clients", "py.typed"), ("clients", "gateway.proto"), ("server.report", "report.html.j2")):
+shipped_with = (("clients", "py.typed"), ("clients", "gateway.proto"), ("configs", "paper/numbers.csv"))
+for room, name in (*shipped_with, ("server.report", "report.html.j2")):
     assert files(f"consilium.{room}").joinpath(name).is_file(), f"{name} is not in the wheel"
 CHECK
 "$python" -P -m consilium.server.cli simulate "$settings" --run "$place/run" --engine inline >"$place/log" 2>&1 || {

@@ -1,0 +1,1 @@
+"""The paper's experiments: its numbers, ours, and both in the form of its tables and figures."""
