@@ -16,6 +16,7 @@ from rich.console import Console
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
+from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
+app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
