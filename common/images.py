@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
 
 from consilium.common.errors import DataError
 
@@ -31,13 +33,19 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and is_shown(path)]
     if not files:
         raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; is it the right folder?")
-    return sorted(files, key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    return sorted(files, key=lambda path: natural(path.relative_to(folder).as_posix()))
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def is_shown(path: Path) -> bool:
+    """Whether this is a file, and not one that a file manager leaves behind, as ``._a.png``."""
+    return not path.name.startswith(".") and path.is_file()
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Make a key that sorts names as people do: ``a2`` before ``a10``."""
     parts: list[tuple[int, str]] = []
     digits = ""
     for char in text + "\0":
@@ -125,7 +133,7 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
     paths
         Mask files of one image.
     rule
-        Says which pixels of a mask are the target.
+        Says which pixels of a mask are the target; a `ValueError` says that this is no such mask.
 
     Returns
     -------
@@ -138,7 +146,7 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
     """
     if not paths:
         raise DataError("an image's masks: expected at least one file, found none")
-    first, *others = (rule(open_image(path)) for path in paths)
+    first, *others = (_target(path, rule) for path in paths)
     for path, other in zip(paths[1:], others, strict=True):
         if other.shape != first.shape:
             raise DataError(
@@ -147,6 +155,13 @@ def union(paths: Sequence[Path], rule: Callable[[Image.Image], Target] = target_
             )
         first |= other
     return first
+
+
+def _target(path: Path, rule: Callable[[Image.Image], Target]) -> Target:
+    try:
+        return rule(open_image(path))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def check_size(target: Target, image: Image.Image, source: str) -> None:
@@ -195,7 +210,7 @@ def open_image(path: Path) -> Image.Image:
     """
     try:
         if path.suffix.lower() == ".dcm":
-            return Image.fromarray(_dicom_frame(path))
+            return open_dicom(path)
         with Image.open(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -206,18 +221,44 @@ def open_image(path: Path) -> Image.Image:
     return upright
 
 
-def _dicom_frame(path: Path) -> npt.NDArray[np.uint8]:
-    """The first frame of a DICOM file; no tag but the pixels' own leaves this function."""
+def count_frames(path: Path) -> int:
+    """Count the pictures of a DICOM file; 0 for one without any, such as a report.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged. Neither this nor what is returned says more of the patient than the path does.
+    """
     try:
-        data = pydicom.dcmread(path)
-        pixels = data.pixel_array
-    except Exception as error:  # pydicom raises many kinds for damaged files
-        raise ValueError(f"DICOM: {type(error).__name__}") from None
-    if int(data.get("NumberOfFrames", 1)) > 1:
-        pixels = pixels[0]
-    if data.get("PhotometricInterpretation") == "MONOCHROME1":
-        pixels = pixels.max() - pixels
-    return pixels if pixels.dtype == np.uint8 else _to_8_bits(pixels)
+        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames", "Rows"])
+        return int(data.get("NumberOfFrames") or 1) if data.get("Rows") else 0
+    except Exception as error:  # pydicom raises many kinds for damaged files, some with a tag's value in their text
+        raise DataError(f"{path}: cannot be read as DICOM ({type(error).__name__}); repair it or take it out") from None
+
+
+def open_dicom(path: Path, frame: int = 0) -> Image.Image:
+    """Read one picture of a DICOM file: 8 bits a channel, gray with black at 0, or RGB.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged. Neither this nor what is returned says more of the patient than the path does.
+    """
+    try:
+        about = pydicom.Dataset()  # gets the tags about the picture, and no others
+        pixels = pixel_array(path, ds_out=about, index=frame)
+        photometric = about.get("PhotometricInterpretation")
+        if photometric == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, about)
+        if pixels.dtype != np.uint8:
+            pixels = _to_8_bits(pixels)
+        if photometric == "MONOCHROME1":
+            pixels = 255 - pixels
+        return Image.fromarray(pixels)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{path}: frame {frame} cannot be read as DICOM ({type(error).__name__}); repair the file or take it out"
+        ) from None
 
 
 def _to_8_bits(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ test images of all sites together. Teachers' soft masks of these are collected l
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id, open_catalogue
-from consilium.common.datasets import busi, folder, labelled, phantoms
+from consilium.common.datasets import folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
 from consilium.common.identity import load_signing_key, make_signing_key
@@ -28,6 +28,9 @@ from consilium.server.run_folder import RunFolder
 
 Engine = Literal["processes", "ray", "inline"]
 
+SOURCES: Final = ("phantoms", "folders", *(name for name, kind in registry.DATA_SETS.items() if kind.has_masks))
+"""Where labelled images may come from: made here, a folder a site, or a data set that is dealt to the sites."""
+
 
 class SimulatedSite(Settings):
     """One site: its data, its teacher."""
@@ -38,7 +41,9 @@ class SimulatedSite(Settings):
     referrals: float = Field(
         0.0, ge=0, lt=1, description="phantoms: part of these that patients brought along from the other hospitals"
     )
-    share: float = Field(1.0, gt=0, description="busi: its part of the labelled images, relative to the other sites'")
+    share: float = Field(
+        1.0, gt=0, description="a data set: its part of the labelled images, relative to the other sites'"
+    )
     network: NetworkSettings
     training: TrainingSettings = TrainingSettings(epochs=500)
 
@@ -46,16 +51,18 @@ class SimulatedSite(Settings):
 class SimulationSettings(Settings):
     """Where the data of a simulated federation comes from."""
 
-    source: Literal["phantoms", "folders", "busi"]
-    data: str = Field("", description="busi: the data set's folder")
-    groups: str = Field("", description="busi: a CSV of near-duplicate groups; computed where empty")
-    transferal: str = Field("", description="folders and busi: a folder of unlabelled images")
+    source: str = Field(description=f"one of {', '.join(SOURCES)}")
+    data: str = Field("", description="a data set: its folder")
+    groups: str = Field("", description="a data set: a CSV of near-duplicate groups; its own or computed where empty")
+    transferal: str = Field("", description="folders and data sets: a folder of unlabelled images")
     transferal_share: float = Field(
-        0.0, ge=0, lt=1, description="busi: part of its images to use without labels as well"
+        0.0, ge=0, lt=1, description="a data set: part of its images to use without labels as well"
     )
     transferal_images: int = Field(320, ge=1, description="phantoms: unlabelled images, equally from all hospitals")
     lesion_free: float = Field(0.2, ge=0, lt=1, description="phantoms: part of the unlabelled images without a lesion")
-    test_share: float = Field(0.2, gt=0, lt=1, description="folders and busi: part of each site's images it tests on")
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="folders and data sets: part of each site's images it tests on"
+    )
     test_images: int = Field(25, ge=1, description="phantoms: labelled test images of each site")
     training_at_a_time: int = Field(2, ge=1, description="teachers trained side by side")
     sites: dict[Name, SimulatedSite]
@@ -73,9 +80,15 @@ class SimulatedStudy(Study):
                 f"simulation.sites describes {', '.join(sorted(self.simulation.sites))}; the study's sites are "
                 f"{', '.join(sorted(self.sites))}"
             )
-        if self.simulation.source == "busi" and not self.simulation.data:
-            raise ValueError("simulation.data: give the folder Dataset_BUSI_with_GT, here or with --data")
-        if self.simulation.source == "folders":
+        source = self.simulation.source
+        if source not in SOURCES:
+            raise ValueError(f"simulation.source is one of {', '.join(SOURCES)}; got {source!r}")
+        if source in registry.DATA_SETS and not self.simulation.data:
+            raise ValueError(
+                f"simulation.data: give the folder of {source}, here or with --data; it holds "
+                f"{registry.DATA_SETS[source].layout}"
+            )
+        if source == "folders":
             bare = [name for name, site in self.simulation.sites.items() if not site.folder]
             if bare or not self.simulation.transferal:
                 raise ValueError(
@@ -108,7 +121,7 @@ class FederationData:
 
 def read_data(settings: SimulatedStudy) -> FederationData:
     """Make, or read, the data of every site and the transferal images."""
-    read = {"phantoms": _phantoms, "folders": _folders, "busi": _busi}[settings.simulation.source]
+    read = {"phantoms": _phantoms, "folders": _folders}.get(settings.simulation.source, _data_set)
     return read(settings)
 
 
@@ -218,10 +231,11 @@ def _folders(settings: SimulatedStudy) -> FederationData:
     return FederationData(sites, _transferal_folder(settings))
 
 
-def _busi(settings: SimulatedStudy) -> FederationData:
+def _data_set(settings: SimulatedStudy) -> FederationData:
     simulation = settings.simulation
     table = Path(simulation.groups) if simulation.groups else None
-    data = busi.read(Path(simulation.data), settings.image.size, settings.image.channels, table)
+    cases = [case for case in registry.cases(simulation.source, Path(simulation.data)) if case.load_mask is not None]
+    data = reading.read_grouped(cases, settings.image.size, settings.image.channels, table)
     rest, unlabelled = labelled.split(data.groups, simulation.transferal_share, settings.seed)
     parts = _deal(data.take(rest), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
 

@@ -11,11 +11,10 @@ from typing import Final
 
 from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled
-from consilium.common.datasets.layout import folders_of, shown
-from consilium.common.datasets.reading import group_by_likeness, group_by_table
-from consilium.common.datasets.reading import read as read_cases
+from consilium.common.datasets.layout import folders_of, refuse_missing, root_of
+from consilium.common.datasets.reading import read_grouped
 from consilium.common.errors import DataError
-from consilium.common.images import open_image, union
+from consilium.common.images import is_shown, open_image, union
 
 LESIONS: Final = ("benign", "malignant")
 
@@ -39,20 +38,21 @@ def cases(folder: Path, kinds: Sequence[str] = LESIONS) -> list[Case]:
     DataError
         Saying which part of the layout is missing, or which image has no mask.
     """
+    folder = root_of(folder, LESIONS[0], "Dataset_BUSI_with_GT")
     folders_of(folder, "BUSI", *kinds)
-    files = [path for kind in kinds for path in sorted((folder / kind).glob("*.png")) if "_mask" not in path.stem]
-    if not files:
-        raise DataError(f"{folder}: expected images like 'benign/benign (1).png', found none")
+    files: list[Path] = []
     masks: dict[tuple[str, str], list[Path]] = {}
     for kind in kinds:
-        for path in sorted((folder / kind).glob("*_mask*.png")):
-            masks.setdefault((kind, path.stem.partition("_mask")[0]), []).append(path)
-    bare = [path for path in files if (path.parent.name, path.stem) not in masks]
-    if bare:
-        raise DataError(
-            f"{folder}: every image of BUSI has a mask beside it, 'NAME_mask.png'; {len(bare)} of {len(files)} have none: "
-            f"{shown(path.name for path in bare)}"
-        )
+        for path in sorted(path for path in (folder / kind).glob("*.png") if is_shown(path)):
+            name, is_mask, _ = path.stem.partition("_mask")
+            if is_mask:
+                masks.setdefault((kind, name), []).append(path)
+            else:
+                files.append(path)
+    if not files:
+        raise DataError(f"{folder}: expected images like 'benign/benign (1).png', found none")
+    bare = [path.name for path in files if (path.parent.name, path.stem) not in masks]
+    refuse_missing(folder, "every image of BUSI has a mask beside it, 'NAME_mask.png'", bare, len(files))
     return [
         Case(
             source=str(path),
@@ -81,6 +81,4 @@ def read(folder: Path, size: int, channels: int, group_table: Path | None = None
     DataError
         Saying which part of the layout is missing, which image has no mask, or which is not in the table.
     """
-    if group_table is not None:
-        return read_cases(group_by_table(cases(folder), group_table), size, channels)
-    return group_by_likeness(read_cases(cases(folder), size, channels))
+    return read_grouped(cases(folder), size, channels, group_table)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled
-from consilium.common.datasets.layout import shown
+from consilium.common.datasets.layout import refuse_missing
 from consilium.common.datasets.reading import read as read_cases
-from consilium.common.errors import DataError
 from consilium.common.images import image_files, open_image, union
 
 
@@ -34,11 +33,7 @@ def cases(folder: Path) -> list[Case]:
     for path in image_files(folder / "masks"):
         masks.setdefault(path.stem.partition("_mask")[0], []).append(path)
     lonely = [path.name for path in files if path.stem not in masks]
-    if lonely:
-        raise DataError(
-            f"{folder}: every image needs a mask of the same name under masks/; {len(lonely)} of {len(files)} have "
-            f"none: {shown(lonely)}"
-        )
+    refuse_missing(folder, "every image needs a mask of the same name under masks/", lonely, len(files))
     return [Case(str(path), partial(open_image, path), partial(union, masks[path.stem])) for path in files]
 
 

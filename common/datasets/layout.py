@@ -1,11 +1,12 @@
 """What the readers of data sets share: looking at a folder, and saying what is not as it was published."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 from consilium.common.errors import DataError
+from consilium.common.images import is_shown, natural
 
 
 def folders_of(folder: Path, what: str, *names: str) -> list[Path]:
@@ -31,6 +32,31 @@ def folders_of(folder: Path, what: str, *names: str) -> list[Path]:
             f"{folder}: {what} has the folders {' and '.join(names)}; {' and '.join(missing)} missing (found: {found(folder)})"
         )
     return [folder / name for name in names]
+
+
+def root_of(folder: Path, mark: str, *inside: str) -> Path:
+    """Give the folder that holds ``mark``: this one, or one of those in it that the archive unpacks to."""
+    return next((folder / name for name in ("", *inside) if (folder / name / mark).exists()), folder)
+
+
+def files_of(folder: Path, what: str, pattern: str) -> list[Path]:
+    """List the files of a data set that fit a pattern, in natural order.
+
+    Raises
+    ------
+    DataError
+        If there are none, with the pattern and what is there instead.
+    """
+    files = [path for path in folder.glob(pattern) if is_shown(path)]
+    if not files:
+        raise DataError(f"{folder}: expected {pattern}, as {what} is published; found {found(folder)}")
+    return sorted(files, key=lambda path: natural(path.relative_to(folder).as_posix()))
+
+
+def refuse_missing(folder: Path, rule: str, missing: Sequence[str], of: int) -> None:
+    """Raise a `DataError` with the rule, unless nothing is missing of so many."""
+    if missing:
+        raise DataError(f"{folder}: {rule}; {len(missing)} of {of} have none: {shown(missing)}")
 
 
 def found(folder: Path) -> str:

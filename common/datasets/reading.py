@@ -68,9 +68,7 @@ def read(
     return Labelled(images, masks, tuple(case.source for case in cases), tuple(case.group for case in cases))
 
 
-def read_images(
-    cases: Sequence[Case], size: int, channels: int, *, workers: int = 0
-) -> Iterator[tuple[Case, Pixels]]:
+def read_images(cases: Sequence[Case], size: int, channels: int, *, workers: int = 0) -> Iterator[tuple[Case, Pixels]]:
     """Read the pictures of cases in canonical form, in order; masks are not looked at.
 
     Parameters
@@ -91,32 +89,43 @@ def read_images(
     yield from zip(cases, pictures, strict=True)
 
 
-def group_by_table(cases: Sequence[Case], table: Path) -> list[Case]:
-    """Give cases the groups of a CSV.
+def read_grouped(
+    cases: Sequence[Case],
+    size: int,
+    channels: int,
+    group_table: Path | None = None,
+    *,
+    workers: int = 0,
+    on_case: Callable[[int], None] | None = None,
+) -> Labelled:
+    """Read cases as `read` does, and see to it that they have groups.
 
     Parameters
     ----------
-    cases
-        Of one data set.
-    table
-        Has the columns ``path``, whose last two parts are those of the case's source, and ``near_dup_group``.
+    group_table
+        A CSV with the columns ``path``, whose last two parts are those of a case's source, and ``near_dup_group``. Where
+        None, the data set's own groups hold; where it has none, near duplicates are grouped.
 
     Raises
     ------
     DataError
-        If a column or a case is not there.
+        As `read`; or if the table lacks a column, or a case.
     """
+    if group_table is not None:
+        cases = _from_table(cases, group_table)
+    data = read(cases, size, channels, workers=workers, on_case=on_case)
+    if any(data.groups):
+        return data
+    return replace(data, groups=tuple(near_duplicates.groups(data.images)))
+
+
+def _from_table(cases: Sequence[Case], table: Path) -> list[Case]:
     rows = rows_of(table, "path", "near_dup_group")
     known = {Path(row["path"]).parts[-2:]: row["near_dup_group"] for row in rows}
     unknown = [case.source for case in cases if Path(case.source).parts[-2:] not in known]
     if unknown:
         raise DataError(f"{table}: names no group for {len(unknown)} images, first {unknown[0]}")
     return [replace(case, group=known[Path(case.source).parts[-2:]]) for case in cases]
-
-
-def group_by_likeness(data: Labelled) -> Labelled:
-    """Give images the groups of near duplicates they form."""
-    return replace(data, groups=tuple(near_duplicates.groups(data.images)))
 
 
 def _pair(case: Case, size: int, channels: int) -> tuple[Pixels, Pixels]:

@@ -6,7 +6,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from consilium.common.datasets import busi, folder
+from consilium.common.datasets import (
+    bus_bra,
+    busi,
+    ddti,
+    dicom,
+    folder,
+    isic2019,
+    isic_segmentation,
+    nerve,
+    tn3k,
+    voc2012,
+)
 from consilium.common.datasets.cases import Case
 from consilium.common.errors import DataError, SettingsError
 
@@ -48,6 +59,70 @@ DATA_SETS: Final[Mapping[str, DataSet]] = MappingProxyType(
             True,
             "near duplicates",
             "Al-Dhabyani et al., Data in Brief 28:104863, 2020; CC BY or CC0, as its mirrors say",
+        ),
+        "bus-bra": DataSet(
+            bus_bra.cases,
+            "breast ultrasound, lesions, with patients",
+            "Images/bus_0001-l.png with Masks/mask_0001-l.png, and bus_data.csv",
+            True,
+            "patients",
+            "Gómez-Flores et al., Medical Physics 51:3110, 2024; CC BY 4.0",
+        ),
+        "ddti": DataSet(
+            ddti.cases,
+            "thyroid ultrasound, nodules (the paper's Thyroid)",
+            "CASE_1.jpg, CASE_2.jpg, ... with CASE.xml; or image/10.PNG with mask/10.PNG",
+            True,
+            "cases; near duplicates in the image/ and mask/ form",
+            "Pedraza et al., Proc. SPIE 9287:92870W, 2015; open access, no licence text",
+        ),
+        "tn3k": DataSet(
+            tn3k.cases,
+            "thyroid ultrasound, nodules",
+            "{trainval,test}-image/0000.jpg with {trainval,test}-mask/0000.jpg",
+            True,
+            "near duplicates",
+            "Gong et al., Computers in Biology and Medicine 155:106389, 2023; open access, see its authors' page for the terms",
+        ),
+        "nerve": DataSet(
+            nerve.cases,
+            "neck ultrasound, the brachial plexus (the paper's Nerve)",
+            "train/SUBJECT_N.tif with train/SUBJECT_N_mask.tif or train_masks.csv, and test/N.tif",
+            True,
+            "subjects",
+            "Kaggle, Ultrasound Nerve Segmentation, 2016; by the rules of that competition",
+        ),
+        "isic2019": DataSet(
+            isic2019.cases,
+            "dermoscopy (the paper's Skin), without masks",
+            "ISIC_2019_Training_Input/ISIC_0000000.jpg and ISIC_2019_Training_Metadata.csv",
+            False,
+            "lesions",
+            "Tschandl et al. 2018, Codella et al. 2018 and Combalia et al. 2019; CC BY-NC 4.0",
+        ),
+        "isic-segmentation": DataSet(
+            isic_segmentation.cases,
+            "dermoscopy, lesions (ISIC 2016, 2017 or 2018)",
+            "folders of ISIC_0000000.jpg and of ISIC_0000000_segmentation.png",
+            True,
+            "near duplicates",
+            "Gutman et al. 2016, Codella et al. 2018 and 2019; CC0, 2018: CC BY-NC 4.0",
+        ),
+        "voc2012": DataSet(
+            voc2012.cases,
+            "photographs, any of 20 classes of things (PASCAL VOC 2012)",
+            "JPEGImages/*.jpg, SegmentationClass/*.png and ImageSets/Segmentation/{train,val}.txt",
+            True,
+            "near duplicates",
+            "Everingham et al., International Journal of Computer Vision 111:98, 2015; Flickr's terms of use",
+        ),
+        "dicom": DataSet(
+            dicom.cases,
+            "your own DICOM pictures and loops, without masks, a case a frame",
+            "any DICOM files, in sub-folders too",
+            False,
+            "files",
+            "your own",
         ),
         "folder": DataSet(
             folder.cases,
