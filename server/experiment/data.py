@@ -156,9 +156,7 @@ def part_of(groups: Sequence[str], part: tuple[float, float], seed: int) -> npt.
     return np.array(sorted(chosen), np.int64)
 
 
-def labelled_few(
-    groups: Sequence[str], count: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def labelled_few(groups: Sequence[str], count: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Choose images to label, and those to test on: positions of both, ascending.
 
     Groups are taken in random order until there are `count` images; what the last group has too many is in neither part.
@@ -221,9 +219,7 @@ def _cases(settings: DataSettings, size: int, channels: int, *, grouped: bool) -
     return [cases[i] for i in _chosen([case.group for case in cases], settings)]
 
 
-def _pack_images(
-    folder: Path, cases: list[Case], size: int, channels: int, on_case: Callable[[int], None]
-) -> None:
+def _pack_images(folder: Path, cases: list[Case], size: int, channels: int, on_case: Callable[[int], None]) -> None:
     """Pack images without masks, one at a time: there may be more than fit into memory."""
     ids = list[str]()
     shape = (len(cases), channels, size, size)

@@ -86,14 +86,12 @@ class Experimenter:
 
     def pseudo(self, teachers: Sequence[str], transferal: str, seed: int) -> Masks:
         """The pseudo masks of an ensemble."""
-        chosen = [self.settings.teachers[name] for name in teachers]
+        chosen = {name: self.settings.teachers[name] for name in teachers}
         masks = [
-            stages.annotate(
-                self.store, self.teacher(name, seed), self.data(transferal), binary=self.settings.teachers[name].output == "binary"
-            )
-            for name in teachers
+            stages.annotate(self.store, self.teacher(name, seed), self.data(transferal), binary=one.output == "binary")
+            for name, one in chosen.items()
         ]
-        return stages.fuse(self.store, masks, [one.weight for one in chosen])
+        return stages.fuse(self.store, masks, [one.weight for one in chosen.values()])
 
     def selection(self, teachers: Sequence[str], transferal: str, seed: int) -> Selection:
         """What exclusion keeps."""
@@ -199,7 +197,9 @@ class Experimenter:
         rows = []
         for test in self.settings.tests:
             values = stages.evaluate(self.store, model, self.data(test))
-            teachers = [stages.evaluate(self.store, self.teacher(name, cell.seed), self.data(test)) for name in cell.teachers]
+            teachers = [
+                stages.evaluate(self.store, self.teacher(name, cell.seed), self.data(test)) for name in cell.teachers
+            ]
             rows.append(self._compared(self._scored(blank, test, values, model), teachers))
         for name, tuning in self.settings.fine_tune.items():
             data, (_, rest) = self.data(name), self.few(name, cell.seed)
@@ -277,7 +277,9 @@ class Experimenter:
             self.warnings.append(f"{shared} of {len(test)} images of {test.name} are repeated in {learned.name}")
 
 
-def run(settings: Experiment, root: Path, *, artefacts: Path | None = None, console: Console | None = None) -> list[Row]:
+def run(
+    settings: Experiment, root: Path, *, artefacts: Path | None = None, console: Console | None = None
+) -> list[Row]:
     """Compute every cell of an experiment that is not there yet, and write the results.
 
     Parameters
@@ -300,7 +302,9 @@ def run(settings: Experiment, root: Path, *, artefacts: Path | None = None, cons
     console = console or Console(quiet=True)
     todo = list(cells(settings))
     with _locked(root), Display(console, len(todo)) as display:
-        write_text(root / "experiment.toml", tomli_w.dumps(settings.model_dump(mode="json", by_alias=True, exclude_none=True)))
+        write_text(
+            root / "experiment.toml", tomli_w.dumps(settings.model_dump(mode="json", by_alias=True, exclude_none=True))
+        )
         work = Experimenter(settings, Store(artefacts or root / "artefacts", display.tell))
         rows: list[Row] = []
         for cell in todo:
@@ -318,7 +322,9 @@ def run(settings: Experiment, root: Path, *, artefacts: Path | None = None, cons
 def _selections(counts: Iterator[Count]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("teachers", "transferal", "seed", "images_before", "images_after", "few_target_pixels", "high_entropy"))
+    writer.writerow(
+        ("teachers", "transferal", "seed", "images_before", "images_after", "few_target_pixels", "high_entropy")
+    )
     for count in counts:
         told = [str(reason) for reason in count.selection.reasons]
         few, high = (sum(word in reason for reason in told) for word in ("few-target-pixels", "high-entropy"))

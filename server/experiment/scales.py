@@ -103,8 +103,16 @@ SCALES: Final[Mapping[str, Scale]] = MappingProxyType(
 PHANTOM_OF: Final[Mapping[str, tuple[str, float]]] = MappingProxyType(
     {
         "busi": ("east", 0.0),
+        "bus-bra": ("north", 0.0),
+        "ddti": ("south", 0.0),
+        "tn3k": ("south", 0.0),
+        "nerve": ("west", 0.3),
+        "isic2019": ("south", 0.5),
+        "isic-segmentation": ("south", 0.0),
+        "voc2012": ("west", 0.7),
+        "dicom": ("west", 0.3),
         "folder": ("north", 0.0),
-        "images": ("south", 0.5),
+        "images": ("west", 0.5),
     }
 )
 """At scale tiny: whose phantoms stand for a data set of the registry, and the part of them without a lesion."""

@@ -1,7 +1,8 @@
 """The settings of an experiment: a grid over the stages of a study, in one file."""
 
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,7 +15,7 @@ from consilium.common.study import ExclusionSettings, ImageSettings, StudentSett
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.experiment import scales
 
-PHANTOMS = "phantoms"
+PHANTOMS: Final = "phantoms"
 
 
 class DataSettings(Settings):
@@ -106,7 +107,9 @@ class Experiment(Settings):
     image: ImageSettings = ImageSettings()
     data: dict[Name, DataSettings]
     teachers: dict[Name, TeacherSettings] = Field(min_length=1)
-    ensembles: tuple[NameList, ...] = Field((), description="teachers whose masks are fused; each teacher alone if empty")
+    ensembles: tuple[NameList, ...] = Field(
+        (), description="teachers whose masks are fused; each teacher alone if empty"
+    )
     transferal: Annotated[dict[Name, TransferalSettings], BeforeValidator(_by_name)] = Field(default_factory=dict)
     students: dict[Name, StudentSettings] = Field(default_factory=dict)
     exclusion: ExclusionGrid = ExclusionGrid()
@@ -115,26 +118,26 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        faults = [
-            f"{where} names {', '.join(unknown)}, not among the {kind} {', '.join(known)}"
-            for where, names, kind, known in (
-                *((f"teachers.{name}.train-on", (one.train_on,), "data", self.data) for name, one in self.teachers.items()),
-                *((f"ensembles {i + 1}", names, "teachers", self.teachers) for i, names in enumerate(self.ensembles)),
-                ("transferal", self.transferal, "data", self.data),
-                ("tests", self.tests, "data", self.data),
-                ("fine-tune", self.fine_tune, "data", self.data),
-            )
-            if (unknown := sorted(set(names) - set(known)))
+        named: list[tuple[str, Iterable[str], str, Iterable[str]]] = [
+            *((f"teachers.{name}.train-on", (one.train_on,), "data", self.data) for name, one in self.teachers.items()),
+            *((f"ensembles {i}", names, "teachers", self.teachers) for i, names in enumerate(self.ensembles, 1)),
+            ("transferal", self.transferal, "data", self.data),
+            ("tests", self.tests, "data", self.data),
+            ("fine-tune", self.fine_tune, "data", self.data),
         ]
-        for where, listed in (
+        once: list[tuple[str, Sequence[Hashable]]] = [
             ("seeds", self.seeds),
             ("tests", self.tests),
             ("exclusion.use", self.exclusion.use),
             ("ensembles", self.ensembles),
-            *((f"ensembles {i + 1}", names) for i, names in enumerate(self.ensembles)),
-        ):
-            if len(set(listed)) != len(listed):
-                faults.append(f"{where}: everything is named once")
+            *((f"ensembles {i}", names) for i, names in enumerate(self.ensembles, 1)),
+        ]
+        faults = [
+            f"{where} names {', '.join(unknown)}, not among the {kind} {', '.join(known)}"
+            for where, names, kind, known in named
+            if (unknown := sorted(set(names) - set(known)))
+        ]
+        faults += [f"{where}: everything is named once" for where, listed in once if len(set(listed)) != len(listed)]
         if any(not names for names in self.ensembles):
             faults.append("ensembles: each names a teacher or more")
         if self.students and not (self.tests or self.fine_tune):
