@@ -37,13 +37,20 @@ def experiment(
 
     Started again on the same folder, it goes on where it was.
     """
+    from consilium.server.experiment.page import console_table, write_pages
     from consilium.server.experiment.run import run as run_experiment
     from consilium.server.experiment.settings import load
 
     settings = load(find_experiment(file), scale.value, tuple(data or ()))
     suffix = "" if scale is ScaleName.FULL else f"-{scale.value}"
     root = run or Path("runs") / "experiments" / f"{settings.name}{suffix}"
-    run_experiment(settings, root, artefacts=artefacts, console=Console())
+    console = Console()
+    work, rows = run_experiment(settings, root, artefacts=artefacts, console=console)
+    for table in write_pages(work, rows, root):
+        console.print(console_table(table))
+    for warning in dict.fromkeys(work.warnings):
+        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Page: {(root / 'index.html').resolve()}", highlight=False, soft_wrap=True)
 
 
 def find_experiment(path: Path) -> Path:

@@ -279,8 +279,8 @@ class Experimenter:
 
 def run(
     settings: Experiment, root: Path, *, artefacts: Path | None = None, console: Console | None = None
-) -> list[Row]:
-    """Compute every cell of an experiment that is not there yet, and write the results.
+) -> tuple[Experimenter, list[Row]]:
+    """Compute every cell of an experiment that is not there yet, and write the results; gives them.
 
     Parameters
     ----------
@@ -314,9 +314,7 @@ def run(
                 write_rows(root / "results.csv", rows)
                 finish(added)
         write_text(root / "selections.csv", _selections(work.counts()))
-        for warning in dict.fromkeys(work.warnings):
-            console.print(f"[yellow]note:[/] {warning}", highlight=False)
-    return rows
+    return work, rows
 
 
 def _selections(counts: Iterator[Count]) -> str:

@@ -92,9 +92,9 @@ SCALES: Final[Mapping[str, Scale]] = MappingProxyType(
                 "smp": "tu-test_efficientnet",
             },
             beta=8.0,
-            teacher=_training(160, 5e-3),
-            student=_training(16, 5e-3, augment=False),
-            fine_tune=_training(8, 1e-3),
+            teacher=_training(480, 5e-3, augment=False),
+            student=_training(48, 5e-3, augment=False),
+            fine_tune=_training(16, 1e-3, augment=False),
             labelled=8,
         ),
     }
