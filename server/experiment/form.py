@@ -1,7 +1,7 @@
 """What our data sets are to the paper, and what its tables look like with them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -53,6 +53,22 @@ COUNTERPARTS: Final[Mapping[str, Counterpart]] = MappingProxyType(
     }
 )
 """By the names of our data sets, in the order of the paper's rows."""
+
+
+def counterparts(data_sets: Mapping[str, str]) -> dict[str, Counterpart]:
+    """What an experiment's data are to the paper.
+
+    Parameters
+    ----------
+    data_sets
+        The data set behind each name of the experiment, for example ``{"baheya": "busi"}``. A data set that is not among
+        `COUNTERPARTS` is none of the paper's.
+    """
+    return {
+        name: replace(known, label=known.label if name == data_set else f"{name} ({known.label})")
+        for name, data_set in data_sets.items()
+        for known in [COUNTERPARTS.get(data_set, Counterpart(data_set))]
+    }
 
 
 @dataclass(frozen=True)

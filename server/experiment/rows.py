@@ -49,8 +49,8 @@ class Row:
     dice_mean, dice_std
         In percent, over the test images; the population standard deviation.
     teacher_mean, teacher_std
-        The same of the teacher, where there is one, on the same images. For a fine-tuned student: of the teacher fine-tuned
-        as it was.
+        The same of the teacher, where there is one, on the same images; of several, of the best. For a fine-tuned student: of
+        the teacher fine-tuned as it was.
     images_before, images_after
         Transferal images before and after exclusion.
     transductive

@@ -37,6 +37,25 @@ class Score:
     transductive: bool = False
 
 
+class Selected(NamedTuple):
+    """How many transferal images one seed's pseudo masks leave after exclusion."""
+
+    teachers: str
+    transferal: str
+    seed: int
+    images_before: int
+    images_after: int
+
+
+def selected(rows: Iterable[Row]) -> set[Selected]:
+    """What the rows of students say of exclusion."""
+    return {
+        Selected(row.teachers, row.transferal, row.seed, row.images_before, row.images_after)
+        for row in rows
+        if row.exclusion and row.images_before is not None and row.images_after is not None
+    }
+
+
 class Scores:
     """The rows by place, averaged over seeds."""
 

@@ -4,7 +4,8 @@ What was not measured is a dash.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from statistics import fmean
 from typing import Final
 
 from consilium.common.errors import DataError
@@ -12,7 +13,7 @@ from consilium.server.experiment.form import Form
 from consilium.server.experiment.paper_numbers import KTC, NETWORKS, SCRATCH, Printed, find, number
 from consilium.server.experiment.render import NONE, Cell, Table
 from consilium.server.experiment.rows import Row, Variant
-from consilium.server.experiment.scores import Place, Score, Scores
+from consilium.server.experiment.scores import Place, Score, Scores, Selected, selected
 
 _TABLES_2_3: Final = {"XXX Breast Lesion-2": "2", "Baheya Breast Lesion": "3"}
 _TABLES_4_5: Final = {"Baheya Breast Lesion": "4", "Thyroid Nodule": "5"}
@@ -21,11 +22,28 @@ _TEACHER: Final = "DeepLabv3+"
 """The paper's single teacher."""
 
 
-def all_tables(rows: Iterable[Row], form: Form | None = None) -> list[Table]:
-    """Give every table that the rows have something for.
+def all_tables(
+    rows: Iterable[Row],
+    form: Form | None = None,
+    *,
+    selections: Iterable[Selected] = (),
+    tables: Container[int] = range(2, 8),
+) -> list[Table]:
+    """Give every table there is something for.
 
     One in the form of tables 2 and 3 for each single teacher and test set; of tables 4 and 5 for each teacher and test set
     with fine-tuned students; of table 6 for each group of teachers and transferal set; of table 7 for each teacher or group.
+
+    Parameters
+    ----------
+    rows
+        The results.
+    form
+        What the tables look like.
+    selections
+        What exclusion leaves where no row tells it, because no student was trained.
+    tables
+        The paper's tables whose form is wanted; 2 and 3 are one form, and so are 4 and 5.
 
     Raises
     ------
@@ -40,13 +58,17 @@ def all_tables(rows: Iterable[Row], form: Form | None = None) -> list[Table]:
     scratch = dict.fromkeys(("", row.test) for row in scores.rows if row.variant == Variant.SCRATCH)
     tuned |= {place: None for place in scratch if place[1] not in with_tuned}
     many = dict.fromkeys((row.teachers, row.transferal) for row in distilled if "+" in row.teachers)
-    counted = dict.fromkeys(row.teachers for row in distilled if row.exclusion)
-    return [
-        *(single_teacher(scores, teachers, test, form) for teachers, test in single),
-        *(fine_tuning(scores, teachers, test, form) for teachers, test in tuned),
-        *(many_teachers(scores, teachers, transferal, form) for teachers, transferal in many),
-        *(exclusion_counts(scores, teachers, form) for teachers in counted),
-    ]
+    counts = selected(scores.rows) | set(selections)
+    made: list[Table] = []
+    if 2 in tables or 3 in tables:
+        made += [single_teacher(scores, teachers, test, form) for teachers, test in single]
+    if 4 in tables or 5 in tables:
+        made += [fine_tuning(scores, teachers, test, form) for teachers, test in tuned]
+    if 6 in tables:
+        made += [many_teachers(scores, teachers, transferal, form) for teachers, transferal in many]
+    if 7 in tables:
+        made += [exclusion_counts(counts, teachers, form) for teachers in sorted({one.teachers for one in counts})]
+    return made
 
 
 def single_teacher(scores: Scores, teacher: str, test: str, form: Form) -> Table:
@@ -119,7 +141,13 @@ def fine_tuning(scores: Scores, teacher: str, test: str, form: Form) -> Table:
         ("Transferal data set", *map(_network, students)),
         tuple(lines),
         (
-            _teacher_note("Teacher, fine-tuned on the same images", here, own, printed, grid),
+            _teacher_note(
+                f"{'Best teacher' if '+' in teacher else 'Teacher'}, fine-tuned on the same images",
+                here,
+                own,
+                printed,
+                grid,
+            ),
             "Bold: the best of each column.",
             *_notes(form, grid, lines, here, (*transferals, test)),
             *_tested_note(
@@ -182,45 +210,63 @@ def many_teachers(scores: Scores, teachers: str, transferal: str, form: Form) ->
     )
 
 
-def exclusion_counts(scores: Scores, teachers: str, form: Form) -> Table:
-    """Give the form of table 7: how many transferal images are left after exclusion; the mean over the seeds."""
-    here = [
-        row
-        for row in scores.rows
-        if (row.variant, row.teachers, row.exclusion) == (Variant.DISTILLED, teachers, True)
-        and row.images_before is not None
-        and row.images_after is not None
-    ]
-    transferals = form.ordered(form.transferal, (row.transferal for row in here))
-    lines = []
+def exclusion_counts(selections: Iterable[Selected], teachers: str, form: Form) -> Table:
+    """Give the form of table 7: how many transferal images are left after exclusion; the mean over the seeds.
+
+    Raises
+    ------
+    DataError
+        If one seed has two different numbers.
+    """
+    here = sorted(one for one in set(selections) if one.teachers == teachers)
+    transferals = form.ordered(form.transferal, (one.transferal for one in here))
+    lines, notes = [], list[str]()
     for transferal in transferals:
-        counts = {(row.seed, row.images_before, row.images_after) for row in here if row.transferal == transferal}
-        seeds = {seed for seed, _, _ in counts}
-        if len(seeds) != len(counts):
+        counts = [one for one in here if one.transferal == transferal]
+        if len({one.seed for one in counts}) != len(counts):
             raise DataError(
                 f"one seed's pseudo masks of {transferal} by {teachers} leave one number of images; got "
-                + ", ".join(f"{after} of {before} (seed {seed})" for seed, before, after in sorted(counts, key=str))
+                + ", ".join(f"{one.images_after} of {one.images_before} (seed {one.seed})" for one in counts)
             )
-        own = [sum(float(count[place] or 0) for count in counts) / len(counts) if counts else None for place in (1, 2)]
-        printed = [
-            find("7", form.of_paper(transferal), column)
-            for column in ("Images before Exclusion", "Images after Exclusion")
-        ]
-        kept = [f"{100 * own[1] / own[0]:.1f} %" if own[0] and own[1] is not None else NONE]
-        kept += [f"{100 * printed[1].mean / printed[0].mean:.1f} %" if printed[0] and printed[1] else ""]
-        cells = [
-            Cell(NONE if count is None else f"{count:,.0f}", f"{paper.mean:,.0f}" if paper else "")
-            for count, paper in zip(own, printed, strict=True)
-        ]
-        lines.append((Cell(form.label(transferal)), *cells, Cell(kept[0], kept[1])))
+        own = _means(counts)
+        columns = ("Images before Exclusion", "Images after Exclusion")
+        row = "" if "+" in teachers else form.of_paper(transferal)  # the paper's table is its single teacher's
+        printed = [number.mean for name in columns if (number := find("7", row, name))]
+        lines.append(
+            (
+                Cell(form.label(transferal)),
+                *(Cell(*pair) for pair in zip(_counted(own), _counted(printed) if printed else [""] * 3, strict=True)),
+            )
+        )
+        notes += _count_note(form, transferal, "transferal", {one.images_before for one in counts}, 0)
+    seeds = len({one.seed for one in here})
     return Table(
         _name("exclusion", teachers),
-        f"Transferal images before and after exclusion by the pseudo masks of {_words(here, teachers)}, "
-        "as in the paper's table 7.",
+        f"Transferal images before and after exclusion by the pseudo masks of {teachers}, as in the paper's table 7.",
         ("Transferal data set", "Images before exclusion", "Images after exclusion", "Kept"),
         tuple(lines),
-        tuple(_notes(form, _Grid(scores), lines, here, transferals)),
+        (
+            *([f"Means over {seeds} seeds."] if seeds > 1 else []),
+            *_cell_notes(form, lines),
+            *_data_notes(form, transferals),
+            *notes,
+        ),
     )
+
+
+def _means(counts: Sequence[Selected]) -> list[float]:
+    """Mean images before and after; empty where there are none."""
+    if not counts:
+        return []
+    return [fmean(one.images_before for one in counts), fmean(one.images_after for one in counts)]
+
+
+def _counted(numbers: Sequence[float]) -> list[str]:
+    """Before, after, and the share kept."""
+    if not numbers:
+        return [NONE] * 3
+    before, after = numbers
+    return [f"{before:,.0f}", f"{after:,.0f}", f"{100 * after / before:.1f} %"]
 
 
 class _Grid:
@@ -308,7 +354,6 @@ def _notes(
     form: Form, grid: _Grid, lines: Sequence[Sequence[Cell]], rows: Sequence[Row], names: Iterable[str]
 ) -> list[str]:
     """What a reader must know of the cells, and of the data in them."""
-    cells = [cell for line in lines for cell in line]
     used = list(dict.fromkeys(names))
     notes = []
     if grid.seeds > 1:
@@ -317,9 +362,14 @@ def _notes(
             "seeds' mean variance; s is the sample standard deviation of the seeds' means."
         )
     if any(score.transductive for score in grid.found):
-        notes.append("† Transductive: the student was trained on the test images, with pseudo masks for labels.")
-    if any(cell.text == NONE for cell in cells):
-        notes.append(f"{NONE} not measured.")
+        notes.append("† Transductive: test images are among the transferal images; their pseudo masks were learned.")
+    notes += [*_cell_notes(form, lines), *_data_notes(form, used)]
+    return notes + [note for name in used for note in _transferal_note(form, rows, name)]
+
+
+def _cell_notes(form: Form, lines: Sequence[Sequence[Cell]]) -> list[str]:
+    cells = [cell for line in lines for cell in line]
+    notes = [f"{NONE} not measured."] if any(cell.text == NONE for cell in cells) else []
     if any(cell.paper for cell in cells):
         notes.append(
             "In square brackets: the paper's number, where the data are the same. Its teachers were trained on images of its "
@@ -327,8 +377,12 @@ def _notes(
         )
     elif form.with_paper:
         notes.append("No number of the paper stands beside these: they are of other images or networks.")
-    notes += [form.data[name].difference for name in used if name in form.data and form.data[name].difference]
-    return notes + [note for name in used for note in _transferal_note(form, rows, name)]
+    return notes
+
+
+def _data_notes(form: Form, names: Iterable[str]) -> list[str]:
+    told = (form.data[name].difference for name in names if name in form.data)
+    return list(dict.fromkeys(filter(None, told)))
 
 
 def _transferal_note(form: Form, rows: Sequence[Row], name: str) -> list[str]:

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from consilium.common.errors import DataError
-from consilium.server.experiment.form import Counterpart, Form
+from consilium.server.experiment.form import Counterpart, Form, counterparts
 from consilium.server.experiment.render import NONE, Cell, Table, html, latex, markdown
 from consilium.server.experiment.rows import Row, Variant
+from consilium.server.experiment.scores import Selected
 from consilium.server.experiment.tables import all_tables
 
 HOSTILE = "<b>a|b*_[x]</b> & 50% $#{~^\\}\n\x1b[31m"
@@ -183,6 +184,24 @@ def test_exclusion_is_counted_by_transferal_set() -> None:
         (NONE, "8,977"),
         (NONE, "80.6 %"),
     ]
+
+
+def test_what_exclusion_leaves_is_told_without_any_student() -> None:
+    none_left = Selected("lesion-1", "tn3k", 0, 24, 0)
+    (table,) = all_tables([], selections=[none_left], tables=(7,))
+    assert [cell.text for cell in line(table, "TN3K")] == ["24", "0", "0.0 %"]
+    assert all_tables([], selections=[none_left], tables=(2, 3, 4, 5, 6)) == []
+
+
+def test_data_of_an_experiment_are_known_by_the_data_set_behind_them() -> None:
+    data = counterparts({"baheya": "busi", "nerve": "nerve", "lesion-1": "phantoms", "ours": "folder"})
+    assert [one.label for one in data.values()] == [
+        "baheya (BUSI)",
+        "Ultrasound Nerve",
+        "lesion-1 (phantoms)",
+        "ours (folder)",
+    ]
+    assert [one.paper for one in data.values()] == ["Baheya Breast Lesion", "Nerve Structure", "", ""]
 
 
 class Text(HTMLParser):
