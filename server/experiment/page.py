@@ -3,32 +3,22 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import rich.table
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
 from consilium.server.experiment import render
 from consilium.server.experiment.form import COUNTERPARTS, Counterpart, Form
 from consilium.server.experiment.render import Table
-from consilium.server.experiment.rows import Row, Variant
+from consilium.server.experiment.rows import Row
 from consilium.server.experiment.run import Count, Experimenter
-from consilium.server.experiment.scores import Scores
+from consilium.server.experiment.scores import Selected
 from consilium.server.experiment.settings import PHANTOMS, DataSettings, Experiment
 from consilium.server.experiment.store import write_text
-from consilium.server.experiment.tables import all_tables, exclusion_counts
-
-_KINDS: Final = {
-    2: "single-teacher",
-    3: "single-teacher",
-    4: "fine-tuned",
-    5: "fine-tuned",
-    6: "many-teachers",
-    7: "exclusion",
-}
-"""How the names of tables begin, by the paper's number."""
+from consilium.server.experiment.tables import all_tables
 
 
 def write_pages(work: Experimenter, rows: Sequence[Row], root: Path) -> list[Table]:
@@ -56,21 +46,11 @@ def write_pages(work: Experimenter, rows: Sequence[Row], root: Path) -> list[Tab
 
 def tables_of(settings: Experiment, rows: Sequence[Row], counts: Iterable[Count]) -> list[Table]:
     """Give the tables an experiment asks for; all there is something for, where it names none."""
-    form = form_of(settings)
-    kinds = {_KINDS[number] for number in settings.tables} or set(_KINDS.values())
-    found = [table for table in all_tables(rows, form) if any(table.name.startswith(kind) for kind in kinds)]
-    if "exclusion" not in kinds:
-        return [_without_repeats(table) for table in found]
-    counted = [_counted(settings, count) for count in counts]  # not only where a student was trained on what was left
-    held = Scores(counted)
-    listed = [exclusion_counts(held, teachers, form) for teachers in dict.fromkeys(row.teachers for row in counted)]
-    found = [table for table in found if not table.name.startswith("exclusion")]
-    return [_without_repeats(table) for table in (*found, *listed)]
-
-
-def _without_repeats(table: Table) -> Table:
-    """Say once what is to be said of several data sets of one kind."""
-    return replace(table, notes=tuple(dict.fromkeys(table.notes)))
+    selections = [
+        Selected("+".join(one.teachers), one.transferal, one.seed, len(one.selection.reasons), len(one.selection.kept))
+        for one in counts
+    ]
+    return all_tables(rows, form_of(settings), selections=selections, tables=settings.tables or range(2, 8))
 
 
 def form_of(settings: Experiment) -> Form:
@@ -90,43 +70,20 @@ def counterpart(name: str, data: DataSettings) -> Counterpart:
     whole = data.part == (0.0, 1.0) and not data.limit
     if whole and data.data_set != PHANTOMS:
         return known
-    label = name if known.label == name else f"{name} ({known.label})"
+    label = known.label if known.label.casefold() == name else f"{name} ({known.label})"
     return replace(known, label=label, paper="")
 
 
 def console_table(table: Table) -> rich.table.Table:
-    """The table for a terminal."""
-    shown = rich.table.Table(title=table.caption, title_justify="left", title_style="bold")
+    """The table for a terminal: columns are no narrower than their longest word."""
+    texts = [[f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row] for row in table.rows]
+    shown = rich.table.Table(title=table.caption, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for place, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in table.rows:
-        texts = [f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row]
-        shown.add_row(*(Text(text, "bold" if cell.best else "") for text, cell in zip(texts, row, strict=True)))
+        words = " ".join((column.replace("-", "- "), *(row[place] for row in texts))).split()
+        shown.add_column(column, justify="right" if place else "left", min_width=max(map(len, words), default=0))
+    for line, row in zip(texts, table.rows, strict=True):
+        shown.add_row(*(Text(text, "bold" if cell.best else "") for text, cell in zip(line, row, strict=True)))
     return shown
-
-
-def _counted(settings: Experiment, count: Count) -> Row:
-    networks = (settings.teachers[name].network.name for name in count.teachers)
-    return Row(
-        cell="",
-        seed=count.seed,
-        teachers="+".join(count.teachers),
-        teacher_networks="+".join(networks),
-        transferal=count.transferal,
-        student="",
-        exclusion=True,
-        variant=Variant.DISTILLED,
-        test="",
-        n=0,
-        dice_mean=0.0,
-        dice_std=0.0,
-        teacher_mean=None,
-        teacher_std=None,
-        images_before=len(count.selection.reasons),
-        images_after=len(count.selection.kept),
-        transductive=False,
-        seconds=0.0,
-    )
 
 
 def _page(work: Experimenter, made: Sequence[Table]) -> str:

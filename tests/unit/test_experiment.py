@@ -152,6 +152,18 @@ def test_every_data_set_of_the_registry_has_its_phantoms() -> None:
     assert set(scales.PHANTOM_OF) == set(DATA_SETS)
 
 
+def test_the_example_in_the_documents_is_an_experiment_and_its_script_runs(tmp_path: Path) -> None:
+    text = (PAPER.parents[1] / "docs" / "experiments.md").read_text("utf-8")
+    example, script = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("toml", "python"))
+    (tmp_path / "mine.toml").write_text(example)
+    settings = load(tmp_path / "mine.toml")
+    assert (settings.teachers["b"].weight, settings.seeds, settings.fused) == (2, (0, 1, 2), (("a",), ("a", "b")))
+    assert '"small"' in script
+    script = script.replace('"small"', '"tiny"').replace("StudentSettings(),", 'settings.students["deeplabv3plus"],')
+    told = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert 0 <= float(told.stdout) <= 100
+
+
 # --- data
 
 
