@@ -39,7 +39,9 @@ _SETTINGS: Final[dict[Any, Any]] = {
 }
 
 
-def entropy_histogram(bits: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], beta: float | None) -> Markup:
+def entropy_histogram(
+    bits: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], beta: float | None, *, most_bits: float | None = None
+) -> Markup:
     """How gray-level entropy is spread over the pseudo masks (figure 3 of the paper).
 
     Parameters
@@ -50,8 +52,10 @@ def entropy_histogram(bits: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_]
         (n,), whether the student trains on the image.
     beta
         The threshold in bits; None where it does not apply.
+    most_bits
+        Right end of the axis, for charts that are to be compared; found from the values where None.
     """
-    top = max(float(bits.max(initial=0.0)), beta or 0.0, 1.0) * 1.05
+    top = most_bits or max(float(bits.max(initial=0.0)), beta or 0.0, 1.0) * 1.05
     edges = np.arange(0.0, top + 0.125, 0.125)
     threshold = None if beta is None else (beta, f"beta = {beta:g}")
     title = "Gray-level entropy of the pseudo masks"
