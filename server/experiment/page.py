@@ -7,10 +7,10 @@ from pathlib import Path
 import rich.table
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
 from consilium.server.experiment import render
+from consilium.server.experiment.figures import entropy_histograms, exclusion_examples
 from consilium.server.experiment.form import COUNTERPARTS, Counterpart, Form
 from consilium.server.experiment.render import Table
 from consilium.server.experiment.rows import Row
@@ -75,15 +75,35 @@ def counterpart(name: str, data: DataSettings) -> Counterpart:
 
 
 def console_table(table: Table) -> rich.table.Table:
-    """The table for a terminal: columns are no narrower than their longest word."""
-    texts = [[f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row] for row in table.rows]
-    shown = rich.table.Table(title=table.caption, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    """The table for a terminal, where deviations stand below their means: seven columns fit into eighty letters."""
+    shown = rich.table.Table(
+        title=table.caption, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False
+    )
     for place, column in enumerate(table.columns):
-        words = " ".join((column.replace("-", "- "), *(row[place] for row in texts))).split()
-        shown.add_column(column, justify="right" if place else "left", min_width=max(map(len, words), default=0))
-    for line, row in zip(texts, table.rows, strict=True):
-        shown.add_row(*(Text(text, "bold" if cell.best else "") for text, cell in zip(line, row, strict=True)))
+        header = column.replace("student ", "student\n")
+        header = header.replace("-", "-\n") if len(column) > len("DeepLabv3+") else header
+        shown.add_column(header, justify="right" if place else "left")
+    for row in table.rows:
+        texts = (f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row)
+        lines = (text.replace(" ±", "\n±").replace(" [", "\n[") for text in texts)
+        shown.add_row(*(Text(text, "bold" if cell.best else "") for text, cell in zip(lines, row, strict=True)))
     return shown
+
+
+def _figures(work: Experimenter) -> list[tuple[str, Markup]]:
+    """Figures 1 and 3 for each ensemble, of the first seed: headings and fragments of HTML."""
+    settings, seed = work.settings, work.settings.seeds[0]
+    alpha, size = settings.exclusion.alpha, settings.image.size
+    made = list[tuple[str, Markup]]()
+    for teachers in settings.fused if settings.transferal else ():
+        beta, by = work.beta(teachers), f"by the pseudo masks of {', '.join(teachers)}"
+        found = {name: work.selection(teachers, name, seed).found for name in settings.transferal}
+        made.append((f"Gray-level entropy {by}", entropy_histograms(found, alpha=alpha, beta=beta, size=size)))
+        for name, one in found.items():
+            masks = work.pseudo(teachers, name, seed).masks
+            pictures = exclusion_examples(work.data(name).images, masks, one, alpha=alpha, beta=beta)
+            made.append((f"Exclusion from {name} {by}", pictures))
+    return made
 
 
 def _page(work: Experimenter, made: Sequence[Table]) -> str:
@@ -97,6 +117,7 @@ def _page(work: Experimenter, made: Sequence[Table]) -> str:
     return environment.get_template("index.html.j2").render(
         settings=work.settings,
         tables=[(table.name, Markup(render.html(table))) for table in made],  # noqa: S704 - render.html escapes
+        figures=_figures(work) if 7 in work.settings.tables or not work.settings.tables else [],
         data=[(name, one, work.data(name)) for name, one in work.settings.data.items()],
         notes=list(dict.fromkeys(work.warnings)),
     )

@@ -95,10 +95,13 @@ class Experimenter:
 
     def selection(self, teachers: Sequence[str], transferal: str, seed: int) -> Selection:
         """What exclusion keeps."""
-        soft = any(self.settings.teachers[name].output == "soft" for name in teachers)
-        exclusion = self.settings.exclusion
         pseudo = self.pseudo(teachers, transferal, seed)
-        return stages.select(self.store, pseudo, alpha=exclusion.alpha, beta=exclusion.beta if soft else None)
+        return stages.select(self.store, pseudo, alpha=self.settings.exclusion.alpha, beta=self.beta(teachers))
+
+    def beta(self, teachers: Sequence[str]) -> float | None:
+        """Most gray-level entropy in bits; None where every teacher is binary, as in the paper."""
+        soft = any(self.settings.teachers[name].output == "soft" for name in teachers)
+        return self.settings.exclusion.beta if soft else None
 
     def student(self, cell: StudentCell) -> Model | None:
         """A distilled student; None where every image was excluded."""

@@ -354,4 +354,5 @@ def test_the_papers_experiments_run_on_phantoms(
     assert kinds <= {path.stem for path in (tmp_path / "tables").glob("*.tex")}
     page = (tmp_path / "index.html").read_text()
     assert all(f'id="{kind}"' in page for kind in kinds)
+    assert ('class="entropy-histograms"' in page) == (file in ("table2.toml", "table7.toml"))
     assert str(tmp_path / "index.html") in told.output
