@@ -32,8 +32,8 @@ class Display:
         self._done = 0
         self._took: Final[list[float]] = []
         self._bars: Final = Progress(
-            TextColumn("{task.description:<52}"),
-            BarColumn(bar_width=22),
+            TextColumn("{task.description:<44.44}"),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[note]}"),
@@ -55,7 +55,7 @@ class Display:
     def cell(self, name: str) -> Iterator[Callable[[Sequence[Row]], None]]:
         """Show a cell; call what it gives with the cell's rows at its end."""
         began = time.monotonic()
-        self._bars.update(self._all, note=f"{name}{self._left()}")
+        self._bars.update(self._all, note=self._left())
 
         def finish(rows: Sequence[Row]) -> None:
             took = time.monotonic() - began
@@ -74,8 +74,8 @@ class Display:
         if not self._took or self._done == self._cells:
             return ""
         seconds = sum(self._took) / len(self._took) * (self._cells - self._done)
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f"  about {hours} h {minutes:02d} min left" if hours else f"  about {minutes} min left"
+        hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+        return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min left"
 
     def __enter__(self) -> Self:
         self._bars.start()

@@ -36,7 +36,7 @@ from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Artefact, Store, digest_of
 from consilium.server.fusion import weighted_mean
 
-CHUNK: Final = 256
+CHUNK: Final = 128
 """Images predicted or fused at a time; bounds memory."""
 
 _ELSEWHERE: Final = {"device", "threads", "checkpoint_every_s"}  # where and how often a training runs, not what it is
@@ -257,9 +257,9 @@ def evaluate(
     def make(folder: Path) -> None:
         module, what, values = model.load(), f"{model.network.name} is tested on {data.name}", []
         for at in _slices(len(chosen)):
-            store.tell(what, at.start, len(chosen))
             masks = quantise(predict(module, data.images[chosen[at]], device=model.device))
             values.append(dice(masks, data.truth[chosen[at]]))
+            store.tell(what, at.stop, len(chosen))
         np.save(folder / "dice.npy", np.concatenate(values))
 
     values: npt.NDArray[np.float64] = np.load(store.keep("scores", facts, make).folder / "dice.npy")
@@ -309,12 +309,12 @@ def _on_step(store: Store, what: str) -> Callable[[Progress], None]:
 def _write_masks(store: Store, folder: Path, count: int, give: Callable[[slice], SoftMasks], what: str) -> None:
     file: SoftMasks | None = None
     for at in _slices(count):
-        store.tell(what, at.start, count)
         masks = give(at)
         if file is None:
             shape = (count, *masks.shape[1:])
             file = np.lib.format.open_memmap(folder / "masks.npy", mode="w+", dtype=np.uint8, shape=shape)
         file[at] = masks
+        store.tell(what, at.stop, count)
     if isinstance(file, np.memmap):
         file.flush()
 
