@@ -10,6 +10,7 @@ from typing import Final
 
 from consilium.common.errors import DataError
 from consilium.server.experiment.form import Form
+from consilium.server.experiment.notes import cell_notes, count_note, data_notes, notes_of, sizes_tested, with_count
 from consilium.server.experiment.paper_numbers import KTC, NETWORKS, SCRATCH, Printed, find, number
 from consilium.server.experiment.render import NONE, Cell, Table
 from consilium.server.experiment.rows import Row, Variant
@@ -19,7 +20,9 @@ _TABLES_2_3: Final = {"XXX Breast Lesion-2": "2", "Baheya Breast Lesion": "3"}
 _TABLES_4_5: Final = {"Baheya Breast Lesion": "4", "Thyroid Nodule": "5"}
 _TABLE_6_TRANSFERAL: Final = "Baheya Breast Lesion"
 _TEACHER: Final = "DeepLabv3+"
-"""The paper's single teacher."""
+"""The paper's single teacher of tables 2 to 5 and 7."""
+_PUPIL: Final = "DeepLabv3+"
+"""Its student of table 6."""
 
 
 def all_tables(
@@ -99,11 +102,11 @@ def single_teacher(scores: Scores, teacher: str, test: str, form: Form) -> Table
         notes.append("The paper's KTC of 106.66 is a misprint: its own cells give 105.66.")
     return Table(
         _name("single-teacher", teacher, test),
-        f"Dice (± standard deviation over images, %) on {_tested(form, here, test)} of students trained on the pseudo masks "
+        f"Dice (± standard deviation over images, %) on {with_count(form, here, test)} of students trained on the pseudo masks "
         "of one teacher, as in the paper's tables 2 and 3. * images without a salient target were excluded.",
         ("Transferal data set", *map(_network, students), KTC),
         tuple(lines),
-        (*notes, *_notes(form, grid, lines, here, (*transferals, test)), *_tested_note(form, here, test)),
+        (*notes, *notes_of(form, grid.found, lines, here, (*transferals, test)), *sizes_tested(form, here, test)),
     )
 
 
@@ -135,7 +138,7 @@ def fine_tuning(scores: Scores, teacher: str, test: str, form: Form) -> Table:
     printed = find("section 5.2", form.of_paper(test), _TEACHER)
     return Table(
         _name("fine-tuned", teacher, test),
-        f"Dice (± standard deviation over images, %) on {_tested(form, [*here, *scratch], test)} of students fine-tuned, or "
+        f"Dice (± standard deviation over images, %) on {with_count(form, [*here, *scratch], test)} of students fine-tuned, or "
         "trained from scratch, on the same labelled images, as in the paper's tables 4 and 5. * images without a salient "
         "target were excluded.",
         ("Transferal data set", *map(_network, students)),
@@ -149,8 +152,8 @@ def fine_tuning(scores: Scores, teacher: str, test: str, form: Form) -> Table:
                 grid,
             ),
             "Bold: the best of each column.",
-            *_notes(form, grid, lines, here, (*transferals, test)),
-            *_tested_note(
+            *notes_of(form, grid.found, lines, here, (*transferals, test)),
+            *sizes_tested(
                 form, [*here, *scratch], test, labelled=number("section 5.2", "fine-tuning", "labelled").mean
             ),
         ),
@@ -170,11 +173,10 @@ def many_teachers(scores: Scores, teachers: str, transferal: str, form: Form) ->
         for row in scores.rows
         if (row.variant, row.teachers, row.transferal) == (Variant.DISTILLED, teachers, transferal)
     ]
-    names, networks = teachers.split("+"), here[0].teacher_networks.split("+")
+    told = here[0].teacher_networks if here else ""
+    names, networks = teachers.split("+"), told.split("+")
     if len(names) != len(networks):
-        raise DataError(
-            f"a row names one network for each teacher; got teachers {teachers} with {here[0].teacher_networks}"
-        )
+        raise DataError(f"a row names one network for each teacher; got teachers {teachers}, networks {told or NONE}")
     alone = {network for network in networks if networks.count(network) == 1}
     tests = form.ordered(form.tests, (row.test for row in here))
     students = sorted({(row.student, row.exclusion) for row in here})
@@ -185,10 +187,10 @@ def many_teachers(scores: Scores, teachers: str, transferal: str, form: Form) ->
         line = [grid.at(Place(Variant.TEACHER, test, name)) for name in names]
         line += [grid.at(Place(Variant.DISTILLED, test, teachers, transferal, *student)) for student in students]
         columns = [network if network in alone else "" for network in networks]
-        columns += ["" if star else student for student, star in students]
+        columns += [student if _network(student) == _PUPIL and not star else "" for student, star in students]
         row = form.of_paper(test) if of_paper else ""
         beside = [find("6", row, _network(column)) for column in columns]
-        lines.append((Cell(_tested(form, here, test)), *grid.cells(line, beside, [_best(line)] * len(line))))
+        lines.append((Cell(with_count(form, here, test)), *grid.cells(line, beside, [_best(line)] * len(line))))
     return Table(
         _name("many-teachers", teachers, transferal),
         f"Dice (± standard deviation over images, %) of {len(names)} teachers and of students trained on their mean pseudo masks "
@@ -204,8 +206,8 @@ def many_teachers(scores: Scores, teachers: str, transferal: str, form: Form) ->
         tuple(lines),
         (
             "Bold: the best of each row.",
-            *_notes(form, grid, lines, here, (transferal, *tests)),
-            *(note for test in tests for note in _tested_note(form, here, test)),
+            *notes_of(form, grid.found, lines, here, (transferal, *tests)),
+            *(note for test in tests for note in sizes_tested(form, here, test)),
         ),
     )
 
@@ -238,7 +240,7 @@ def exclusion_counts(selections: Iterable[Selected], teachers: str, form: Form) 
                 *(Cell(*pair) for pair in zip(_counted(own), _counted(printed) if printed else [""] * 3, strict=True)),
             )
         )
-        notes += _count_note(form, transferal, "transferal", {one.images_before for one in counts}, 0)
+        notes += count_note(form, transferal, "transferal", {one.images_before for one in counts})
     seeds = len({one.seed for one in here})
     return Table(
         _name("exclusion", teachers),
@@ -247,8 +249,8 @@ def exclusion_counts(selections: Iterable[Selected], teachers: str, form: Form) 
         tuple(lines),
         (
             *([f"Means over {seeds} seeds."] if seeds > 1 else []),
-            *_cell_notes(form, lines),
-            *_data_notes(form, transferals),
+            *cell_notes(form, lines),
+            *data_notes(form, transferals),
             *notes,
         ),
     )
@@ -318,12 +320,6 @@ def _axes(rows: Sequence[Row], form: Form) -> tuple[list[str], list[str], list[b
     return students, transferals, sorted({*form.exclusion, *(row.exclusion for row in learned)})
 
 
-def _tested(form: Form, rows: Sequence[Row], test: str) -> str:
-    """A test set and how many images it has; the most and fewest where splits differ from seed to seed."""
-    counts = {row.n for row in rows if row.test == test}
-    return form.label(test) + (f" (n = {_range(counts)})" if counts else "")
-
-
 def _best(scores: Iterable[Score | None]) -> float | None:
     return max((score.mean for score in scores if score), default=None)
 
@@ -348,63 +344,6 @@ def _words(rows: Sequence[Row], teachers: str) -> str:
 def _teacher_note(what: str, rows: Sequence[Row], score: Score | None, printed: Printed | None, grid: _Grid) -> str:
     beside = f" [{_printed(printed)}]" if printed else ""
     return f"{what}: {_words(rows, rows[0].teachers) if rows else NONE}, {grid.text(score)}{beside}."
-
-
-def _notes(
-    form: Form, grid: _Grid, lines: Sequence[Sequence[Cell]], rows: Sequence[Row], names: Iterable[str]
-) -> list[str]:
-    """What a reader must know of the cells, and of the data in them."""
-    used = list(dict.fromkeys(names))
-    notes = []
-    if grid.seeds > 1:
-        notes.append(
-            f"Means over {grid.seeds} seeds, where no other number is given. The deviation over images is the root of the "
-            "seeds' mean variance; s is the sample standard deviation of the seeds' means."
-        )
-    if any(score.transductive for score in grid.found):
-        notes.append("† Transductive: test images are among the transferal images; their pseudo masks were learned.")
-    notes += [*_cell_notes(form, lines), *_data_notes(form, used)]
-    return notes + [note for name in used for note in _transferal_note(form, rows, name)]
-
-
-def _cell_notes(form: Form, lines: Sequence[Sequence[Cell]]) -> list[str]:
-    cells = [cell for line in lines for cell in line]
-    notes = [f"{NONE} not measured."] if any(cell.text == NONE for cell in cells) else []
-    if any(cell.paper for cell in cells):
-        notes.append(
-            "In square brackets: the paper's number, where the data are the same. Its teachers were trained on images of its "
-            "own hospital, which are not public."
-        )
-    elif form.with_paper:
-        notes.append("No number of the paper stands beside these: they are of other images or networks.")
-    return notes
-
-
-def _data_notes(form: Form, names: Iterable[str]) -> list[str]:
-    told = (form.data[name].difference for name in names if name in form.data)
-    return list(dict.fromkeys(filter(None, told)))
-
-
-def _transferal_note(form: Form, rows: Sequence[Row], name: str) -> list[str]:
-    """How many transferal images there are, where the paper has another number of them."""
-    counts = {row.images_before for row in rows if row.transferal == name and row.images_before is not None}
-    return _count_note(form, name, "transferal", counts, 0)
-
-
-def _tested_note(form: Form, rows: Sequence[Row], name: str, labelled: float = 0) -> list[str]:
-    """How many test images there are, where the paper has another number; it tests on all but the labelled ones."""
-    return _count_note(form, name, "test", {row.n for row in rows if row.test == name}, labelled)
-
-
-def _count_note(form: Form, name: str, kind: str, counts: set[int], without: float) -> list[str]:
-    printed = find("1", form.of_paper(name), "Image Number")
-    if printed is None or not counts or counts == {printed.mean - without}:
-        return []
-    return [f"{form.label(name)}: {_range(counts)} {kind} images here, {printed.mean - without:,.0f} in the paper."]
-
-
-def _range(counts: set[int]) -> str:
-    return f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
 
 
 def _name(kind: str, *parts: str) -> str:
