@@ -330,14 +330,13 @@ def _opened(root: Path) -> "Iterator[StudyRun]":
 
 
 def find_settings(path: Path) -> Path:
-    """Find a settings file: as a path, else by name (``demo.toml``, ``paper/study.toml``) among the shipped ones."""
+    """Find a settings file: as a path, else by name (``demo.toml``, ``paper.toml``) among the shipped ones."""
     if path.is_file():
         return path
     shipped = Path(str(files("consilium.configs")))
-    for name in ("/".join(path.parts[-2:]), path.name):
-        if (shipped / name).is_file():
-            return shipped / name
-    known = ", ".join(sorted(entry.relative_to(shipped).as_posix() for entry in shipped.rglob("*.toml")))
+    if (shipped / path.name).is_file():
+        return shipped / path.name
+    known = ", ".join(sorted(entry.name for entry in shipped.glob("*.toml")))
     raise SettingsError(f"{path}: there is no such settings file, and none of that name is shipped ({known})")
 
 
