@@ -60,6 +60,12 @@ class StudentSettings(Settings):
 
     network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
     training: TrainingSettings = TrainingSettings(epochs="paper")
+    image_weights: Literal["none", "self-dice"] = Field(
+        "none", description="of the images in the loss: equal, or how sure each pseudo mask is of itself"
+    )
+    generations: Literal[1, 2] = Field(
+        1, description="2: a second, fresh student learns from the pseudo masks and the first student's own, averaged"
+    )
 
 
 class FineTuneSettings(FineTuningSettings):

@@ -229,6 +229,8 @@ def distil(
         "images": data.pixels,
         "pseudo": pseudo.digest,
         "kept": digest_of(chosen.tolist()),
+        "image_weights": settings.image_weights,
+        "generations": settings.generations,
     }
     what = f"{settings.network.name} learns {len(chosen)} pseudo masks of {data.name}"
 

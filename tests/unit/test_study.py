@@ -109,7 +109,12 @@ def test_the_papers_preset_has_the_papers_numbers() -> None:
     assert (study.fusion.method, study.fusion.weights, study.quorum) == ("weighted-mean", {}, len(study.sites))
     assert study.student.network.encoder_weights == "none"
     training = study.student.training
-    assert (training.learning_rate, training.batch, training.schedule, training.augment) == (1e-4, 4, "constant", True)
+    assert (training.learning_rate, training.batch, training.schedule, training.augment) == (
+        1e-4,
+        4,
+        "constant",
+        "paper",
+    )
     assert [training.on(images).epochs for images in (697, 1237)] == [500, 500]
     assert (study.fine_tune.images, study.fine_tune.training.epochs) == (50, 50)
 
