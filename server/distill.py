@@ -68,7 +68,7 @@ def distill(
     Raises
     ------
     StudyError
-        If no image is kept.
+        If no image is kept, or all of them would weigh nothing.
     """
     chosen = np.arange(len(images)) if kept is None else kept
     if not len(chosen):
@@ -152,6 +152,12 @@ def _generation(
     folder: Path | None,
     on_step: Callable[[Progress], None] | None,
 ) -> tuple[nn.Module, History]:
+    weights = image_weights(settings.image_weights, masks)
+    if weights is not None and not weights[kept].any():
+        raise StudyError(
+            f'image-weights = "{settings.image_weights}" needs pseudo masks with target pixels; none of the {len(kept)} kept '
+            "images has any. Start a study with equal weights, or with images the teachers know"
+        )
     student = build(settings.network, images.shape[1], masks.shape[1], seed)
     history = fit(
         student,
@@ -160,7 +166,7 @@ def _generation(
         settings.training,
         seed=seed,
         indices=kept,
-        image_weights=image_weights(settings.image_weights, masks),
+        image_weights=weights,
         folder=folder,
         on_step=on_step,
     )

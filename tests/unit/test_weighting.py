@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consilium.common.errors import StudyError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.soft_mask import quantise
 from consilium.common.study import StudentSettings
@@ -73,6 +74,12 @@ def test_weights_by_self_dice_make_another_student() -> None:
     images, pseudo = squares(6)
     plain, weighted = (distill(images, pseudo, student(image_weights=w), seed=0)[0] for w in ("none", "self-dice"))
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), weighted.parameters(), strict=True))
+
+
+def test_images_that_would_all_weigh_nothing_are_refused() -> None:
+    images, pseudo = squares(3)
+    with pytest.raises(StudyError, match="none of the 3 kept images has any"):
+        distill(images, pseudo // 3, student(image_weights="self-dice"), seed=0)
 
 
 def test_masks_of_the_second_generation_are_the_mean_of_the_students_and_the_pseudo_masks(tmp_path: Path) -> None:
