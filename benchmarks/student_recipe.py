@@ -6,8 +6,9 @@ same pseudo masks: one by the paper's recipe (Adam, constant rate, Dice and cros
 with each part added alone, one with all of them, and one with all of them but the strong augmentation and CutMix, which want
 long trainings. All are scored on test images of all hospitals that nobody saw.
 
-The difference to the paper's recipe is told with its standard error over test images, each image's difference being the
-mean over the seeds. Only the second generation takes longer; its seconds tell what it costs.
+The difference to the paper's recipe is told with its standard error, over test images and over seeds together: a student that
+was trained again from another seed is another student, and at these lengths that alone moves its Dice by a few percent. The
+second generation has twice the steps.
 
     python benchmarks/student_recipe.py
 """
@@ -140,6 +141,10 @@ def learn(task: Task, recipe: str, budget: int, seed: int) -> tuple[npt.NDArray[
     return dice(quantise(predict(module, task.test_images, device="cpu")), task.test_masks), seconds
 
 
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
 def main() -> int:
     """Measure and print."""
     options = parser(__doc__)
@@ -148,7 +153,7 @@ def main() -> int:
     options.add_argument("--teacher-budget", type=int, default=800, help="images a teacher sees")
     options.add_argument("--transferal", type=int, default=320, help="unlabelled images")
     options.add_argument("--tests", type=int, default=120, help="test images")
-    options.add_argument("--seeds", type=int, default=2)
+    options.add_argument("--seeds", type=int, default=4)
     given = options.parse_args()
     torch.set_num_threads(1)
     print_machine()
@@ -165,8 +170,8 @@ def main() -> int:
     base_s = sum(seconds for _, seconds in found["the paper's"])
     rows = []
     for name, scores in values.items():
-        more = 100 * (scores - base).mean(0)
-        error = more.std(ddof=1) / np.sqrt(len(more))
+        more = 100 * (scores - base)
+        error = np.hypot(*(_standard_error(more.mean(axis)) for axis in (0, 1)))
         rows.append(
             (
                 name,
@@ -181,8 +186,8 @@ def main() -> int:
     print(
         f"{given.seeds} seeds, {given.budget} images seen each, batches of {BATCH}, rate {RATE:g}; {base_s:.0f} s for the paper's"
     )
-    best = max(values["all, one generation"].mean(), values["all but strong and cutmix"].mean())
-    print_target("a combination of all parts is at least as good as the paper's recipe", bool(best >= base.mean()))
+    together = values["all, one generation"].mean()
+    print_target("all parts together are at least as good as the paper's recipe", bool(together >= base.mean()))
     return 0
 
 

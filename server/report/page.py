@@ -239,7 +239,7 @@ def _student(run: StudyRun, metrics: Metrics) -> list[tuple[str, str]]:
     settings, images = run.study.student, metrics["images"]["kept"]
     training, parameters = settings.training, metrics["student"]["parameters"]
     encoder = f", encoder {settings.network.encoder}" if "net" not in settings.network.name else ""
-    steps = training.steps(images) if images else 0
+    steps = settings.generations * training.steps(images) if images else 0
     student, best = metrics["student"]["pooled_dice"], tables.best_teacher(metrics)
     facts = [
         ("Network", settings.network.name + encoder),
