@@ -7,7 +7,7 @@ says so. A site that fails is left out from there on, and named; the study goes 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.errors import ErrorCode, StudyError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.server.fusion import weighted_mean
+from consilium.server.fusion.methods import method_of
 from consilium.server.inquiry import Inquiry, Post
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
@@ -63,7 +63,7 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: weighted_mean.WeightedMean
+    fused: Any
     open_sites: set[str]
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -106,6 +106,7 @@ class Collector:
         self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
         self._finished = sum(min(size, total - number * size) for number in done)
         self._sites = set(self.missing)
+        self._fusion = method_of(self.study.fusion)
         self._needed = self._quorums()
         self._chunks: dict[int, _Chunk] = {}
         self._inquiry = Inquiry(self.post, wire.PredictReply, self.study.collect.retries)
@@ -135,7 +136,7 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            state = weighted_mean.init((len(ids), *self.study.mask_shape))
+            state = self._fusion.init((len(ids), *self.study.mask_shape))
             chunk = self._chunks[number] = _Chunk(first, ids, state, set(self._sites))
             for site in sorted(self._sites):
                 self._inquiry.ask(site, number, self._request(chunk, site), self.study.collect.deadline_s)
@@ -162,7 +163,7 @@ class Collector:
         masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, reply.masks, strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
+        self._fusion.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
 
@@ -176,15 +177,15 @@ class Collector:
     def _finish(self, number: int, chunk: _Chunk) -> None:
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        self.pseudo_masks.write(chunk.first, weighted_mean.finish(chunk.fused))
+        self.pseudo_masks.write(chunk.first, self._fusion.finish(chunk.fused))
         self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered))
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
 
     def _quorums(self) -> list[int]:
-        """How many sites must answer each label: the study's quorum, but no more than know it."""
-        knowing = self._knowing(set(self.missing))
-        return [min(self.study.collect.quorum or count, count) for count in knowing]
+        """How many sites must answer each label: the study's quorum, but no more than know it, and what the fusion needs."""
+        knowing, least = self._knowing(set(self.missing)), self.study.fusion.least_sites
+        return [max(min(self.study.collect.quorum or count, count), least) for count in knowing]
 
     def _knowing(self, sites: set[str]) -> list[int]:
         """How many of some sites know each label."""

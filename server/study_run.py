@@ -303,7 +303,7 @@ class StudyRun:
             time.sleep(0.5)
 
     def _require_every_label(self, sites: Iterable[str]) -> None:
-        """Refuse a label that nobody knows, before anything is collected."""
+        """Refuse a label that nobody knows, or too few for the fusion, before anything is collected."""
         known = {site: [self.study.labels[place] for place in self.known_labels(site)] for site in sites}
         orphans = [label for label in self.study.labels if not any(label in told for told in known.values())]
         if orphans:
@@ -316,6 +316,16 @@ class StudyRun:
                     ]
                 )
             )
+
+        least = self.study.fusion.least_sites
+        for label in self.study.labels:
+            those = sorted(site for site, told in known.items() if label in told)
+            if len(those) < least:
+                raise StudyError(
+                    f"fusion.trim = {self.study.fusion.trim} needs at least {least} sites that know a label; {label} is known to "
+                    f"{len(those)} of those that take part ({', '.join(those)}). Mend the sites, or start a study with a lower "
+                    "trim or another fusion.method."
+                )
 
     def _visit(
         self,
