@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from consilium.common import wire
-from consilium.common.datasets import labelled
 from consilium.common.errors import StateError
 from consilium.server import exclusion
 from consilium.server.report import figures, gallery, tables
 from consilium.server.report.evaluation import best_teacher, evaluation_tables, evaluation_verdict
 from consilium.server.report.selection import Selection, read_selection
 from consilium.server.report.tables import Metrics
+from consilium.server.status import State, state_of
 from consilium.server.study_run import StudyRun
 
 MAX_EVENTS: Final = 200
@@ -31,14 +31,6 @@ class Number:
     unit: str
     label: str
     beside: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether the study is at its end: ``word`` is finished, failed or unfinished."""
-
-    word: str
-    told: str
 
 
 def render(run: StudyRun, metrics: Metrics) -> str:
@@ -58,7 +50,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    state, selection = state_of(run), _selection(run)
+    state, selection = state_of(run.folder, run.study, run.ledger), _selection(run)
     pictures = gallery.gallery(run, selection)
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
@@ -68,6 +60,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         verdict=tables.verdict(metrics),
         dice=tables.dice_table(metrics),
         by_label=tables.label_table(metrics),
+        agreement=tables.agreement_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
         collections=tables.collections_table(metrics),
@@ -86,22 +79,6 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         versions=wire.versions() | {"python": platform.python_version()},
         labels=run.study.labels,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-
-
-def state_of(run: StudyRun) -> State:
-    """How far the study is, and what stopped it."""
-    wanted = ["describe", "collect", "select", "distill"]
-    wanted += ["test"] if labelled.is_packed(run.folder.test_set) else []
-    wanted += ["evaluate"] + (["fine-tune"] if run.study.fine_tune.sites else [])
-    held = {stage.name: stage for stage in run.ledger.stages()}
-    open_stages = [name for name in wanted if name not in held or not held[name].finished]
-    if not open_stages:
-        return State("finished", "")
-    if failure := run.ledger.results("failure").get("", ""):
-        return State("failed", failure)
-    return State(
-        "unfinished", f"Still to do, or under way: {', '.join(open_stages)}. The same command goes on from here."
     )
 
 
