@@ -16,6 +16,7 @@ from rich.console import Console
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
+from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
+federation_cli.add_to(app)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
@@ -142,22 +144,35 @@ def catalogue_build(
     console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)
 
 
-@app.command("run", epilog="Example:  consilium run study.toml --run runs/study --superlink my-superlink")
+@app.command(
+    "run",
+    epilog="Examples:  consilium run study.toml --run runs/study --coordinator federation/\n\n"
+    "consilium run study.toml --run runs/study --superlink my-superlink",
+)
 def run_study(
     study: StudyFile,
     run: RunOption = None,
     superlink: Annotated[str, typer.Option(help="connection of Flower's own config.toml")] = "",
+    coordinator: Annotated[
+        Path | None, typer.Option(help="folder of a federation whose `consilium coordinator start` runs here")
+    ] = None,
 ) -> None:
     """Submit a study to a running SuperLink, and follow it.
 
-    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. The connection is one
+    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
     """
-    from consilium.server.submit import submit_and_follow
+    from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
+    if superlink and coordinator:
+        raise SettingsError("give --superlink or --coordinator, not both")
     settings = load(Study, find_settings(study))
-    submit_and_follow(settings, run or Path("runs") / settings.name, superlink, Console())
-    report(run or Path("runs") / settings.name)
+    folder = run or Path("runs") / settings.name
+    if coordinator:
+        submit_to_coordinator(settings, folder, coordinator, Console())
+    else:
+        submit_and_follow(settings, folder, superlink, Console())
+    report(folder)
 
 
 @app.command(epilog="Example:  consilium distill runs/demo")
