@@ -291,7 +291,7 @@ def _ask(address: str, trust: ssl.SSLContext) -> _Server:
         client.stream("GET", f"https://{address}/consilium-doctor") as answer,
     ):
         tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
-        der = tls.getpeercert(binary_form=True) if tls is not None else None
+        der = tls.getpeercert(True) if tls is not None else None
         facts = certificate_facts(ssl.DER_cert_to_PEM_cert(der).encode(), address) if der else None
         date = answer.headers.get("date")
     return _Server(parsedate_to_datetime(date) if date else None, facts)

@@ -35,7 +35,7 @@ def _keys(federation: Federation, now: datetime) -> Iterator[Finding]:
     yield attempt("certificate's names", lambda: _names(federation, renew))
     yield checks.private_file("certificate's key", tls.key)
     yield checks.private_file("signing key", federation.signing_key)
-    yield attempt("signing key", lambda: _signer(federation))
+    yield attempt("signing key pair", lambda: _signer(federation))
 
 
 def _names(federation: Federation, renew: str) -> Finding:
@@ -51,8 +51,8 @@ def _names(federation: Federation, renew: str) -> Finding:
 
 def _signer(federation: Federation) -> Finding:
     if public_key_of(load_signing_key(federation.signing_key)).hex() != federation.signer:
-        return Finding("signing key", "wrong", "signing.pub is not of signing.pem", "restore both from a backup")
-    return Finding("signing key", "ok", f"public half {federation.signer[:16]}...")
+        return Finding("signing key pair", "wrong", "signing.pub is not of signing.pem", "restore both from a backup")
+    return Finding("signing key pair", "ok", f"public half {federation.signer[:16]}...")
 
 
 def _network(federation: Federation, sites: list[SiteRecord], clock: Callable[[], datetime]) -> Iterator[Finding]:

@@ -325,7 +325,7 @@ class Federation:
         """
         record = self.record(request.name)
         authority = self.authority_facts().fingerprint
-        if not hmac.compare_digest(request.authority, authority):
+        if request.authority != authority:
             raise DataError(
                 f"{request.name} joins the federation with authority {request.authority}; this one's is {authority}: it used "
                 "the kit of another federation"
