@@ -217,7 +217,8 @@ def _lay_out(kit: Kit, folder: Path, stamp: str, *, force: bool) -> tuple[str, .
             if name == SITE_SETTINGS and not force:
                 notes += _note_settings(kit, folder, content)
                 continue
-            _put_aside(path, stamp)
+            if name != "README.md":
+                _put_aside(path, stamp)
         path.unlink(missing_ok=True)
         write_private(path, content)
     return tuple(notes)

@@ -60,6 +60,12 @@ class StudentSettings(Settings):
 
     network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
     training: TrainingSettings = TrainingSettings(epochs="paper")
+    image_weights: Literal["none", "self-dice"] = Field(
+        "none", description="of the images in the loss: equal, or how sure each pseudo mask is of itself"
+    )
+    generations: Literal[1, 2] = Field(
+        1, description="2: a second, fresh student learns from the pseudo masks and the first student's own, averaged"
+    )
 
 
 class FineTuneSettings(FineTuningSettings):
@@ -69,7 +75,7 @@ class FineTuneSettings(FineTuningSettings):
 
 
 class Study(Settings):
-    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper/study.toml``.
+    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper.toml``.
 
     The digest of these settings names the study on the wire; changing any of them makes another study.
     """

@@ -28,7 +28,7 @@ from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
-from consilium.server import exclusion, pooled_evaluation
+from consilium.server import exclusion, pooled_evaluation, weighting
 from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
@@ -408,13 +408,14 @@ class StudyRun:
 
     def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:
         sites = self.ledger.finished_chunks()
+        sure = weighting.self_dice(self.pseudo_masks.read())
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "reason"))
+        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "self_dice", "reason"))
         for i, entry in enumerate(self.catalogue.manifest.images):
             answered = sites.get(i // self.study.collect.chunk, 0)
             pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
-            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, reasons[i].value))
+            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, f"{sure[i]:.6f}", reasons[i].value))
         _replace(self.folder.selection, table.getvalue())
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:

@@ -21,6 +21,7 @@ from consilium.server.report.tables import Metrics
 from consilium.server.study_run import StudyRun
 
 MAX_EVENTS: Final = 200
+_OPTIMIZERS: Final = {"adam": "Adam", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
@@ -238,17 +239,15 @@ def _student(run: StudyRun, metrics: Metrics) -> list[tuple[str, str]]:
     settings, images = run.study.student, metrics["images"]["kept"]
     training, parameters = settings.training, metrics["student"]["parameters"]
     encoder = f", encoder {settings.network.encoder}" if "net" not in settings.network.name else ""
-    steps = training.steps(images) if images else 0
+    steps = settings.generations * training.steps(images) if images else 0
     student, best = metrics["student"]["pooled_dice"], tables.best_teacher(metrics)
     facts = [
         ("Network", settings.network.name + encoder),
         ("Parameters", f"{parameters:,}" if parameters else tables.NONE),
         ("Trained on", f"{images:,} images" if images else tables.NONE),
         ("Length", f"{steps:,} steps of {training.batch} images" if steps else tables.NONE),
-        (
-            "Optimiser",
-            f"Adam, learning rate {training.learning_rate:g}, {'with' if training.augment else 'without'} augmentation",
-        ),
+        ("Optimiser", f"{_OPTIMIZERS[training.optimizer]}, learning rate {training.learning_rate:g}"),
+        ("Augmentation", training.augment + (f", CutMix of {100 * training.cutmix:g} %" if training.cutmix else "")),
     ]
     if student and best and best.mean > 0:
         facts.append(
