@@ -1,4 +1,4 @@
-"""The command ``consilium-site``: train a site's teacher, start the site, show what it is."""
+"""The command ``consilium-site``: join, train a site's teacher, start the site, show what it is and how it is."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -140,6 +141,56 @@ def start(
             if node is not None:
                 node.check()
     _say(f"{name} has stopped")
+
+
+@app.command(epilog="Example: consilium-site join north.tar.gz --folder north")
+def join(
+    kit: Annotated[Path, typer.Argument(metavar="KIT.tar.gz", help="What the coordinator sent.")],
+    folder: Annotated[Path, typer.Option(help="The site's home; made if need be, for this user alone.")],
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a new key, for a renewal; the former is kept beside it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace settings or an authority that are there; the former are kept.")
+    ] = False,
+) -> None:
+    """Join a federation: unpack a kit, make this site's key, and write the file to send back.
+
+    The key is made here and never leaves. Done again with the same kit, it keeps the key.
+    """
+    from consilium.clients.join import join as join_with
+    from consilium.clients.join import read_kit
+
+    joined = join_with(read_kit(kit), folder, datetime.now(UTC), new_key=new_key, force=force)
+    _say(
+        f"{joined.request.name} has joined in {joined.path.parent}. Send this file to the coordinator; nothing in it is secret:"
+    )
+    _say(f"  {joined.path}")
+    _say("The key's fingerprint, to compare by telephone:")
+    _say(f"  {joined.request.key_fingerprint}")
+    for note in joined.notes:
+        _say(f"To do: {note}")
+    _say(
+        f"Then look through {joined.path.parent / 'site.toml'}, above all [policy]; what comes next is in README.md there."
+    )
+
+
+@app.command(epilog="Examples: consilium-site doctor north/site.toml;  consilium-site doctor north/site.toml --json")
+def doctor(
+    settings: SettingsFile,
+    image: Annotated[
+        Path | None, typer.Option(help="An image to try the teacher on, in place of the built-in one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Look whether all is well at this site: a line each, ok or what to do. The exit status is 1 if something is wrong."""
+    from consilium.clients.doctor import examine
+    from consilium.common.checks import is_well, report
+
+    findings = examine(_load(settings), image)
+    _say(report(findings, as_json=as_json))
+    if not is_well(findings):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: consilium-site describe hospital/site.toml")

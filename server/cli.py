@@ -16,6 +16,7 @@ from rich.console import Console
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
+from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
 from consilium.server.experiment_cli import experiment
 
@@ -144,22 +145,35 @@ def catalogue_build(
     console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)
 
 
-@app.command("run", epilog="Example:  consilium run study.toml --run runs/study --superlink my-superlink")
+@app.command(
+    "run",
+    epilog="Examples:  consilium run study.toml --run runs/study --coordinator federation/\n\n"
+    "consilium run study.toml --run runs/study --superlink my-superlink",
+)
 def run_study(
     study: StudyFile,
     run: RunOption = None,
     superlink: Annotated[str, typer.Option(help="connection of Flower's own config.toml")] = "",
+    coordinator: Annotated[
+        Path | None, typer.Option(help="folder of a federation whose `consilium coordinator start` runs here")
+    ] = None,
 ) -> None:
     """Submit a study to a running SuperLink, and follow it.
 
-    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. The connection is one
+    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
     """
-    from consilium.server.submit import submit_and_follow
+    from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
+    if superlink and coordinator:
+        raise SettingsError("give --superlink or --coordinator, not both")
     settings = load(Study, find_settings(study))
-    submit_and_follow(settings, run or Path("runs") / settings.name, superlink, Console())
-    report(run or Path("runs") / settings.name)
+    folder = run or Path("runs") / settings.name
+    if coordinator:
+        submit_to_coordinator(settings, folder, coordinator, Console())
+    else:
+        submit_and_follow(settings, folder, superlink, Console())
+    report(folder)
 
 
 @app.command(epilog="Examples:  consilium status runs/demo --watch;  in a script:  consilium status runs/demo --json")
@@ -331,6 +345,9 @@ def report(run: RunArgument) -> None:
         metrics: dict[str, Any] = json.loads(study.folder.metrics.read_text("utf-8"))
     console.print(console_table(metrics))
     console.print(f"Report: {(run / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+
+
+federation_cli.add_to(app)
 
 
 @contextmanager
