@@ -163,13 +163,19 @@ Rows = Iterator[tuple[str, str]]
 
 
 def _teacher_rows(home: "SiteHome") -> Rows:
+    from consilium.clients.teachers.settings import CheckpointSettings
+
     teacher = home.settings.teacher
-    card = home.teacher / "card.json"
     yield "labels", ", ".join(home.settings.labels)
+    if not isinstance(teacher, CheckpointSettings):
+        size = " x ".join(map(str, teacher.size)) if teacher.size else "native size"
+        yield "teacher", f"{teacher.kind}, {size}, {teacher.channels} channels, {teacher.output}"
+        return
     yield (
         "teacher",
         f"{teacher.network.name}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}",
     )
+    card = home.teacher / "card.json"
     if not card.is_file():
         yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
         return

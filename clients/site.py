@@ -141,7 +141,7 @@ class Site:
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
-            output=policy.output_kind(self._settings.policy, self._settings.teacher.output),
+            output=policy.output_kind(self._settings.policy, self._settings.teacher.offers),
             labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
             teacher=json.dumps(dict(self._teacher.card), sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
@@ -178,7 +178,7 @@ class Site:
         """The coded masks of a few images, limited to what may leave."""
         self._go_on()
         soft = self._ask_teacher(shown.images.take(ids), shown.study)
-        limited = policy.limit_output(self._settings.policy, self._settings.teacher.output, soft)
+        limited = policy.limit_output(self._settings.policy, self._settings.teacher.offers, soft)
         return [soft_mask.encode(mask) for mask in limited]
 
     def _ask_teacher(self, images: npt.NDArray[np.uint8], study: Study) -> soft_mask.SoftMasks:
@@ -305,13 +305,13 @@ def _count(folder: Path) -> int:
 
 
 def open_site(home: SiteHome) -> Site:
-    """Open a site with the teacher that was trained for it.
+    """Open a site with the teacher that its settings name.
 
     Raises
     ------
-    StateError
-        If there is no trained teacher, or it is damaged.
+    ConsiliumError
+        If there is none, or it is damaged or not what the settings say.
     """
-    from consilium.clients.teachers.checkpoint import CheckpointTeacher
+    from consilium.clients.teachers.opening import open_teacher
 
-    return Site(home, CheckpointTeacher(home.teacher, home.settings.teacher, home.settings.training.device))
+    return Site(home, open_teacher(home))
