@@ -69,7 +69,7 @@ class FineTuneSettings(FineTuningSettings):
 
 
 class Study(Settings):
-    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper/study.toml``.
+    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper.toml``.
 
     The digest of these settings names the study on the wire; changing any of them makes another study.
     """

@@ -17,6 +17,7 @@ from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
 from consilium.server.data_cli import data_app
+from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
@@ -30,6 +31,7 @@ app = typer.Typer(
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
+app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
@@ -328,14 +330,13 @@ def _opened(root: Path) -> "Iterator[StudyRun]":
 
 
 def find_settings(path: Path) -> Path:
-    """Find a settings file: as a path, else by name (``demo.toml``, ``paper/study.toml``) among the shipped ones."""
+    """Find a settings file: as a path, else by name (``demo.toml``, ``paper.toml``) among the shipped ones."""
     if path.is_file():
         return path
     shipped = Path(str(files("consilium.configs")))
-    for name in ("/".join(path.parts[-2:]), path.name):
-        if (shipped / name).is_file():
-            return shipped / name
-    known = ", ".join(sorted(entry.relative_to(shipped).as_posix() for entry in shipped.rglob("*.toml")))
+    if (shipped / path.name).is_file():
+        return shipped / path.name
+    known = ", ".join(sorted(entry.name for entry in shipped.glob("*.toml")))
     raise SettingsError(f"{path}: there is no such settings file, and none of that name is shipped ({known})")
 
 
