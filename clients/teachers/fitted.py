@@ -5,18 +5,20 @@ them and lies here: channels, size, normalisation on the way in; which channels,
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from consilium.clients.teachers import geometry
-from consilium.clients.teachers.settings import ForeignSettings, Normalisation, TensorSettings
+from consilium.clients.teachers.settings import ForeignSettings, Normalisation, Orientation, TensorSettings
 from consilium.common.errors import DataError
 
 Numbers = npt.NDArray[Any]
 Ask = Callable[[Numbers], Numbers]
 """From (n, C, h, w), float32 or for kinds that take pixels uint8, to (n, K, h', w') or (n, h', w')."""
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _SLACK: Final = 1e-5  # what rounding in a network's last step may add to a probability
 
@@ -76,8 +78,22 @@ class FittedTeacher:
         """Segment images; see `Teacher`."""
         if not len(images):
             return np.empty((0, self._labels, *images.shape[2:]), np.float32)
-        found = read(self.raw(images), self.settings, self._labels)
-        return geometry.to_grid(found, (images.shape[2], images.shape[3]))
+        return self.settle(self.raw(images), (images.shape[2], images.shape[3]))
+
+    def settle(self, raw: Numbers, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """Make soft masks of what `raw` gave: float32 (n, labels, *shape), in [0, 1]."""
+        return self._lay(read(raw, self.settings, self._labels), shape)
+
+    def settle_all(self, raw: Numbers, shape: tuple[int, int], most: int) -> npt.NDArray[np.float32]:
+        """Make soft masks of every channel or class, the first ``most`` of them, whoever's they are."""
+        if self.settings.output == "classes":
+            count = min(most, int(raw.max()) + 1)
+            return self._lay(_classes(raw, tuple(range(count))), shape)
+        return self._lay(activate(raw, self.settings)[:, :most], shape)
+
+    def _lay(self, masks: npt.NDArray[np.float32], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+        masks = 1 - masks if self.settings.output_inverted else masks
+        return geometry.to_grid(np.ascontiguousarray(upright(masks, self.settings.output_orientation)), shape)
 
     def changed(self, **changes: object) -> "FittedTeacher":
         """Give the same model under other settings."""
@@ -91,10 +107,32 @@ def planes(answer: Numbers, count: int) -> Numbers:
         if answer.dtype == np.bool_ and shaped.ndim == 4 and len(shaped) == count:
             return np.asarray(shaped, np.uint8)
         raise DataError(
-            f"a teacher answers {count} images with numbers of the form ({count}, channels, height, width) or "
+            f"a teacher answers {count} image{'s' * (count != 1)} with numbers of the form ({count}, channels, height, width) or "
             f"({count}, height, width); this one gave {answer.dtype} {answer.shape}"
         )
     return shaped
+
+
+def upright(masks: npt.NDArray[ScalarT], orientation: Orientation) -> npt.NDArray[ScalarT]:
+    """Lay masks (..., H, W) upright that lie otherwise.
+
+    Turned by 90 degrees means counter-clockwise: such masks are turned clockwise.
+    """
+    if orientation == "transposed":
+        return masks.swapaxes(-1, -2)
+    if orientation == "flipped-up-down":
+        return masks[..., ::-1, :]
+    if orientation == "flipped-left-right":
+        return masks[..., ::-1]
+    if orientation == "turned-90":
+        return masks.swapaxes(-1, -2)[..., ::-1]
+    if orientation == "turned-180":
+        return masks[..., ::-1, ::-1]
+    if orientation == "turned-270":
+        return masks.swapaxes(-1, -2)[..., ::-1, :]
+    if orientation == "anti-transposed":
+        return masks[..., ::-1, ::-1].swapaxes(-1, -2)
+    return masks
 
 
 def normalise(

@@ -15,6 +15,16 @@ from consilium.common.settings import Settings
 
 Meaning = Literal["logits", "softmax-logits", "probabilities", "binary", "classes"]
 Normalisation = Literal["unit", "raw", "zscore", "min-max", "mean-std"]
+Orientation = Literal[
+    "upright",
+    "transposed",
+    "flipped-up-down",
+    "flipped-left-right",
+    "turned-90",
+    "turned-180",
+    "turned-270",
+    "anti-transposed",
+]
 Shape = tuple[int, int]
 
 NORMALISATIONS: Final[tuple[Normalisation, ...]] = get_args(Normalisation)
@@ -84,6 +94,8 @@ class ForeignSettings(_Tempered):
     output_channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="for each label its channel or class; none: one channel a label, or classes from 1 on"
     )
+    output_inverted: bool = Field(False, description="whether its masks show the background")
+    output_orientation: Orientation = Field("upright", description="how its masks lie; they are laid upright")
     batch: int = Field(1, ge=1, le=256, description="images given at a time")
 
     @model_validator(mode="after")

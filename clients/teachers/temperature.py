@@ -28,6 +28,8 @@ _REACH: Final = 14.0  # beyond the logit of LOGITS_CLIP
 LogitCounts = npt.NDArray[np.int64]
 """(2, 8192): background and target pixels of each small interval of the logit."""
 
+NO_COUNTS: Final[LogitCounts] = np.zeros((2, _BINS), np.int64)
+
 _CENTRES: Final = (np.arange(_BINS) + 0.5) * (2 * _REACH / _BINS) - _REACH
 
 

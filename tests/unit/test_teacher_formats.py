@@ -484,7 +484,7 @@ def test_a_channel_that_is_not_there_and_an_answer_of_no_form_are_refused() -> N
     with pytest.raises(DataError, match="names 2; there are 0 to 1"):
         fitted.read(np.zeros((1, 2, 2, 2)), meaning("logits", 2), 1)
     for answer in (np.zeros((2, 1, 4, 4)), np.zeros((4, 4)), np.array([["x"]])):
-        with pytest.raises(DataError, match="1 images with numbers of the form"):
+        with pytest.raises(DataError, match="1 image with numbers of the form"):
             fitted.planes(answer, 1)
     assert fitted.planes(np.ones((1, 4, 4), bool), 1).dtype == np.uint8
 
