@@ -35,6 +35,7 @@ _TRIED: Final = 12  # of these, with every other normalisation
 _CHANNELS: Final = 32
 _WELL_ENOUGH: Final = 0.7  # Dice above which the normalisation is believed
 _CLOSE: Final = 1.05  # temperatures of this ratio are the same
+_CLEARLY: Final = 0.02  # Dice by which a normalisation must beat one named before it
 
 Progress = Callable[[int, int], None]
 
@@ -58,10 +59,14 @@ class Calibrated:
     ece_best: float
 
     @property
+    def is_set(self) -> bool:
+        """Whether the fitted one is as good as set."""
+        return 1 / _CLOSE < self.best / self.temperature < _CLOSE
+
+    @property
     def advised(self) -> bool:
-        """Whether the fitted one is another, and better."""
-        ratio = self.best / self.temperature
-        return self.ece_best < self.ece and not 1 / _CLOSE < ratio < _CLOSE
+        """Whether the fitted one is another, and better on images it was not fitted on."""
+        return self.ece_best < self.ece and not self.is_set
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,7 @@ def _normalisation(
             value = dice(teacher.changed(normalisation=rule))
         except DataError:  # a model that gives no number for such an input
             continue
-        if faults.is_better(value, base, floor) and (best is None or value.mean() > best[0]):
+        if faults.is_better(value, base, floor) and (best is None or value.mean() > best[0] + _CLEARLY):
             seen = f"Dice of {len(images)} images is {100 * base.mean():.1f} % with {settings.normalisation}, "
             seen += f"{100 * value.mean():.1f} % with {rule}"
             best = float(value.mean()), Finding("normalisation", seen, f'teacher.normalisation = "{rule}"')

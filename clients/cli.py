@@ -267,14 +267,12 @@ def _checked_rows(checked: "Checked") -> Rows:
         f"in {checked.alarms} of {checked.empty} without a target" if checked.empty else "no image to tell",
     )
     found = checked.calibrated
-    if found is None:
-        yield "calibration", "none: binary masks, or nothing to learn from"
+    if found is None or checked.findings:
+        yield "calibration", "to be looked at when the teacher is right" if checked.findings else "none to tell"
         return
     yield "calibration error", f"{found.ece:.4f} at temperature {found.temperature:g}"
-    yield (
-        "best temperature",
-        f"{found.best:g}; calibration error {found.ece_best:.4f}" + ("" if found.advised else "; leave it as it is"),
-    )
+    advice = "" if found.advised else "; it is set" if found.is_set else ": no better on other images, leave it"
+    yield "likeliest temperature", f"{found.best:g}, calibration error {found.ece_best:.4f}{advice}"
 
 
 @contextmanager

@@ -185,9 +185,9 @@ def _in_label(
     for orientation in _ORIENTATIONS:
         turned = upright(mask, orientation)
         if turned.shape == truth.shape:
-            seen = f"if they are {orientation} and are laid upright"
+            seen = f"if they are taken for {orientation}"
             guess("orientation", turned, seen, _orientation_remedy(orientation, settings))
-    guess("inverted", ~mask, "if they show the background", _inverted_remedy(settings))
+    guess("inverted", ~mask, "if they are taken for the background's", _inverted_remedy(settings))
     down, right = _shift(mask, truth)
     height, width = truth.shape[1:]
     if abs(down) > _LEAST_SHIFT * height or abs(right) > _LEAST_SHIFT * width:

@@ -385,7 +385,7 @@ def test_the_command_tells_its_findings_and_writes_a_temperature(
     assert "targets are not touched" in capsys.readouterr().out
     assert load_site(path).settings.teacher.temperature == pytest.approx(3, rel=0.03)
     assert run("check", path) == 0
-    assert "leave it as it is" in capsys.readouterr().out
+    assert "; it is set" in capsys.readouterr().out
 
 
 def test_a_teacher_that_comes_trained_is_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 """One small network in every format a site may bring: each gives the same soft masks as the network itself."""
 
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -16,16 +17,27 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from consilium.clients.settings import SiteHome, SiteSettings
+from consilium.clients.site import open_site
 from consilium.clients.teachers import Teacher, fitted, geometry
 from consilium.clients.teachers import inference_pb2 as pb
 from consilium.clients.teachers.opening import open_teacher
 from consilium.clients.teachers.served import SERVICE
-from consilium.clients.teachers.settings import CallableSettings
-from consilium.common.errors import ConsiliumError, DataError, MachineError, SettingsError, StateError
+from consilium.clients.teachers.settings import CallableSettings, TeacherSettings
+from consilium.common.errors import (
+    ConsiliumError,
+    DataError,
+    ErrorCode,
+    MachineError,
+    SettingsError,
+    StateError,
+    WireError,
+)
 from consilium.common.settings import parse
 from consilium.common.soft_mask import quantise
+from tests.unit.test_site import Coordinator
 
 SIZE = 32
+KINDS = get_args(get_args(TeacherSettings)[0])
 HEIGHT, WIDTH = 24, 40  # what the network was made for
 MEAN, STD = 0.3, 0.25
 NETWORK = """
@@ -430,6 +442,28 @@ def test_faults_in_the_settings_of_a_teacher_are_named(name: str) -> None:
     teacher, words = SETTINGS_FAULTS[name]
     with pytest.raises(SettingsError, match=words):
         parse(SiteSettings, {"name": "north", "teacher": teacher}, "site.toml")
+
+
+def test_every_site_of_the_documentation_can_be_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text("utf-8")
+    blocks = [block.partition("```")[0] for block in text.split("```toml\n")[1:]]
+    kinds = [parse(SiteSettings, tomllib.loads(block), "docs/teachers.md").teacher.kind for block in blocks]
+    every = {get_args(one.model_fields["kind"].annotation)[0] for one in KINDS}
+    assert set(kinds) == every - {"checkpoint"}
+
+
+def test_logits_taken_for_probabilities_are_told_at_the_site_and_not_beyond(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator = Coordinator(tmp_path / "coordinator")
+    (tmp_path / "sharp_of_the_site.py").write_text("def ask(images):\n    return images / 10.0 - 12\n")
+    teacher = {"kind": "callable", "function": "sharp_of_the_site:ask", "code": ".", "output": "probabilities"}
+    site = open_site(home(tmp_path, teacher, policy={"auto-approve": True}))
+    site.describe(coordinator.describe())
+    with pytest.raises(WireError) as failure:
+        site.predict(coordinator.predict(0))
+    assert (failure.value.code, failure.value.detail) == (ErrorCode.SITE_FAILED, "")
+    assert 'set teacher.output = "logits"' in caplog.text
 
 
 def meaning(output: str, *channels: int) -> CallableSettings:
