@@ -1,4 +1,4 @@
-"""The command ``consilium-site``: train a site's teacher, start the site, show what it is."""
+"""The command ``consilium-site``: join, train a site's teacher, start the site, show what it is and how it is."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,6 +17,7 @@ import typer
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 
 if TYPE_CHECKING:
+    from consilium.clients.check import Checked
     from consilium.clients.settings import SiteHome
     from consilium.clients.supernode import SuperNode
     from consilium.common.training.loop import Progress
@@ -106,6 +108,39 @@ def fine_tune(
     )
 
 
+@app.command(epilog="Example: consilium-site check hospital/site.toml")
+def check(
+    settings: SettingsFile,
+    write_temperature: Annotated[
+        bool,
+        typer.Option("--write-temperature", help="Set teacher.temperature in SITE.toml, if a better one is found."),
+    ] = False,
+) -> None:
+    """Test the site's teacher on its own labelled test images, and name what is wrong with its settings.
+
+    Tells Dice, false alarms and misses, and the temperature that makes its probabilities true. A picture and the teacher card
+    lie in the folder check/ afterwards. The exit status is 2 where something has to be mended.
+    """
+    home = _load(settings)
+    from consilium.clients import check as checking
+
+    with _counting(f"asking the teacher of {home.settings.name}") as on_images:
+        checked = checking.check_teacher(home, on_images)
+    _show_checked(home, checked)
+    for finding in checked.findings:
+        sys.stderr.write(f"\nWRONG ({finding.name}): {finding.seen}\n  to mend it: {finding.remedy}\n")
+    if checked.findings:
+        raise typer.Exit(2)
+    found = checked.calibrated
+    if found is None or not found.advised:
+        return
+    if write_temperature:
+        checking.write_temperature(settings, found.best)
+        _say(f"teacher.temperature = {found.best:g} is set in {settings}")
+    else:
+        _say(f"To use it: --write-temperature, or teacher.temperature = {found.best:g} in {settings}")
+
+
 @app.command(epilog="Example: consilium-site start hospital/site.toml")
 def start(
     settings: SettingsFile,
@@ -140,6 +175,56 @@ def start(
             if node is not None:
                 node.check()
     _say(f"{name} has stopped")
+
+
+@app.command(epilog="Example: consilium-site join north.tar.gz --folder north")
+def join(
+    kit: Annotated[Path, typer.Argument(metavar="KIT.tar.gz", help="What the coordinator sent.")],
+    folder: Annotated[Path, typer.Option(help="The site's home; made if need be, for this user alone.")],
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a new key, for a renewal; the former is kept beside it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace settings or an authority that are there; the former are kept.")
+    ] = False,
+) -> None:
+    """Join a federation: unpack a kit, make this site's key, and write the file to send back.
+
+    The key is made here and never leaves. Done again with the same kit, it keeps the key.
+    """
+    from consilium.clients.join import join as join_with
+    from consilium.clients.join import read_kit
+
+    joined = join_with(read_kit(kit), folder, datetime.now(UTC), new_key=new_key, force=force)
+    _say(
+        f"{joined.request.name} has joined in {joined.path.parent}. Send this file to the coordinator; nothing in it is secret:"
+    )
+    _say(f"  {joined.path}")
+    _say("The key's fingerprint, to compare by telephone:")
+    _say(f"  {joined.request.key_fingerprint}")
+    for note in joined.notes:
+        _say(f"To do: {note}")
+    _say(
+        f"Then look through {joined.path.parent / 'site.toml'}, above all [policy]; what comes next is in README.md there."
+    )
+
+
+@app.command(epilog="Examples: consilium-site doctor north/site.toml;  consilium-site doctor north/site.toml --json")
+def doctor(
+    settings: SettingsFile,
+    image: Annotated[
+        Path | None, typer.Option(help="An image to try the teacher on, in place of the built-in one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Look whether all is well at this site: a line each, ok or what to do. The exit status is 1 if something is wrong."""
+    from consilium.clients.doctor import examine
+    from consilium.common.checks import is_well, report
+
+    findings = examine(_load(settings), image)
+    _say(report(findings, as_json=as_json))
+    if not is_well(findings):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: consilium-site describe hospital/site.toml")
@@ -315,13 +400,19 @@ Rows = Iterator[tuple[str, str]]
 
 
 def _teacher_rows(home: "SiteHome") -> Rows:
+    from consilium.clients.teachers.settings import CheckpointSettings
+
     teacher = home.settings.teacher
-    card = home.teacher / "card.json"
     yield "labels", ", ".join(home.settings.labels)
+    if not isinstance(teacher, CheckpointSettings):
+        size = " x ".join(map(str, teacher.size)) if teacher.size else "native size"
+        yield "teacher", f"{teacher.kind}, {size}, {teacher.channels} channels, {teacher.output}"
+        return
     yield (
         "teacher",
         f"{teacher.network.name}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}",
     )
+    card = home.teacher / "card.json"
     if not card.is_file():
         yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
         return
@@ -362,6 +453,53 @@ def _policy_rows(home: "SiteHome") -> Rows:
         yield "consent", "EVERY STUDY IS APPROVED (auto-approve; for simulations only)"
     else:
         yield "consent", "a person's, to each study: consilium-site review"
+
+
+def _show_checked(home: "SiteHome", checked: "Checked") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"teacher of {home.settings.name}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in (*_teacher_rows(home), *_checked_rows(checked)):
+        table.add_row(*row)
+    table.add_row("kept in", str(home.checks))
+    Console().print(table)
+
+
+def _checked_rows(checked: "Checked") -> Rows:
+    yield "test images", str(checked.images)
+    if checked.dice is None or checked.iou is None:
+        return
+    yield "Dice here", f"{checked.dice.mean:.1f} +- {checked.dice.std:.1f} %"
+    yield "IoU", f"{checked.iou.mean:.1f} +- {checked.iou.std:.1f} %"
+    yield "misses", f"{checked.misses} of {checked.shown} targets are not touched at all"
+    yield (
+        "false alarms",
+        f"in {checked.alarms} of {checked.empty} without a target" if checked.empty else "no image to tell",
+    )
+    found = checked.calibrated
+    if found is None or checked.findings:
+        yield "calibration", "to be looked at when the teacher is right" if checked.findings else "none to tell"
+        return
+    yield "calibration error", f"{found.ece:.4f} at temperature {found.temperature:g}"
+    advice = "" if found.advised else "; it is set" if found.is_set else ": no better on other images, leave it"
+    yield "likeliest temperature", f"{found.best:g}, calibration error {found.ece_best:.4f}{advice}"
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how many images are done, on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _load(settings: Path) -> "SiteHome":

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients import gateway_pb2_grpc as rpc
@@ -160,6 +161,7 @@ def serve(site: SitePort, address: str, *, max_message_mib: int = 512, workers: 
         ],
     )
     rpc.add_GatewayServicer_to_server(_Servicer(site), server)  # type: ignore[no-untyped-call]  # generated
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     held = contextlib.ExitStack()
     try:
         with _bind_rights(address, held):
@@ -263,6 +265,33 @@ class GatewayClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_healthy(address: str, timeout_s: float = 5.0) -> bool:
+    """Ask a gateway's health service (gRPC's own, ``grpc.health.v1``) whether it serves; False if nothing answers in time."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def is_taken(address: str) -> bool:
+    """Tell whether a gateway holds a Unix socket's address; for a port, which anyone may hold, always True."""
+    if not address.startswith("unix:"):
+        return True
+    try:
+        descriptor = os.open(address.removeprefix("unix:") + ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _code_of(error: Any) -> ErrorCode:

@@ -117,7 +117,11 @@ def public_card(policy: Policy, card: Mapping[str, object]) -> dict[str, object]
     """What leaves of a teacher's card: no metric over too few images."""
     images = card.get("test-images", 0)
     enough = isinstance(images, int) and images >= policy.min_images
-    return {key: value for key, value in card.items() if enough or key not in _METRICS_OF_TESTS}
+    told = {key: value for key, value in card.items() if enough or key not in _METRICS_OF_TESTS}
+    checked = told.get("checked")
+    if isinstance(checked, Mapping) and not int(checked.get("images", 0)) >= policy.min_images:
+        del told["checked"]
+    return told
 
 
 def output_kind(policy: Policy, teacher_output: Output) -> Output:

@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -65,15 +65,18 @@ class Site:
         The site's settings and folder; what it is shown and given is kept there.
     teacher
         Its model. It is asked by one thread at a time.
+    checked
+        What the coordinator is told of the teacher's check, beside the teacher's own card.
     """
 
-    def __init__(self, home: SiteHome, teacher: Teacher) -> None:
+    def __init__(self, home: SiteHome, teacher: Teacher, checked: Mapping[str, object] | None = None) -> None:
         self._home: Final = home
         self._settings: Final = home.settings
         self._teacher: Final = teacher
         self._consents: Final = ConsentBook(home.consents, home.settings.name)
         self._studies: Final = StudyBook(home, self._consents)
         self._own_images: Final = OwnImages(home.train_set)
+        self._card: Final = {**teacher.card, **(checked or {})}
         self._audit: Final = Audit(home.audit_log)
         self._key: Final = signing_key(home.answer_key)
         self._given: Final[dict[str, Answers]] = {}
@@ -162,9 +165,9 @@ class Site:
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
-            output=policy.output_kind(self._settings.policy, self._settings.teacher.output),
+            output=policy.output_kind(self._settings.policy, self._settings.teacher.offers),
             labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
-            teacher=json.dumps(policy.public_card(self._settings.policy, self._teacher.card), sort_keys=True),
+            teacher=json.dumps(policy.public_card(self._settings.policy, self._card), sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
             signer=public_key_of(self._key),
         )
@@ -267,7 +270,7 @@ class Site:
         if not strange.any():
             return {}
         soft = self._ask_teacher(images[strange], shown.study)
-        limited = policy.limit_output(self._settings.policy, self._settings.teacher.output, soft)
+        limited = policy.limit_output(self._settings.policy, self._settings.teacher.offers, soft)
         names = [name for name, answered in zip(ids, strange, strict=True) if answered]
         return {name: soft_mask.encode(mask) for name, mask in zip(names, limited, strict=True)}
 
@@ -424,13 +427,14 @@ def _count(folder: Path) -> int:
 
 
 def open_site(home: SiteHome) -> Site:
-    """Open a site with the teacher that was trained for it.
+    """Open a site with the teacher that its settings name.
 
     Raises
     ------
-    StateError
-        If there is no trained teacher, or it is damaged.
+    ConsiliumError
+        If there is none, or it is damaged or not what the settings say.
     """
-    from consilium.clients.teachers.checkpoint import CheckpointTeacher
+    from consilium.clients.teachers import card
+    from consilium.clients.teachers.opening import open_teacher
 
-    return Site(home, CheckpointTeacher(home.teacher, home.settings.teacher, home.settings.training.device))
+    return Site(home, open_teacher(home), card.summary(home))

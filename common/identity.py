@@ -6,6 +6,9 @@ Three kinds of key, each for one purpose:
 - a **node key** (EC P-384, OpenSSH format) per site: Flower's SuperLink knows who talks to it;
 - a **signing key** (Ed25519): a catalogue, an approval or an offline answer can be checked long after it was made.
 
+A node key also signs a site's wish to join (`sign_with_node_key`): the proof that whoever sent the public key holds the
+private one.
+
 Private keys are written once, readable by their owner only, and never overwritten: a key that is replaced by accident
 locks its owner out without a word.
 """
@@ -31,6 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from consilium.common.errors import ErrorCode, SettingsError, StateError, WireError
 
+NODE_KEY_HELP: Final = "a node key is an EC P-384 key; make one with `consilium-site join`"
 _CLOCK_SKEW: Final = datetime.timedelta(minutes=5)
 _AUTHORITY_DAYS: Final = 3650
 
@@ -164,6 +168,78 @@ def make_server_certificate(
     return result
 
 
+@dataclass(frozen=True)
+class CertificateFacts:
+    """What a person wants to know of a certificate.
+
+    Parameters
+    ----------
+    subject, issuer
+        Common names.
+    names
+        DNS names and IP addresses it is valid for.
+    begins, ends
+        When it is valid; time zone UTC.
+    fingerprint
+        Of the whole certificate (SHA-256 of its DER form), written as `fingerprint` writes a key's.
+    """
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    begins: datetime.datetime
+    ends: datetime.datetime
+    fingerprint: str
+
+    def days_left(self, now: datetime.datetime) -> int:
+        """Whole days until it ends, rounded down; negative once it has ended."""
+        return (self.ends - now).days
+
+    def is_valid(self, now: datetime.datetime) -> bool:
+        """Whether ``now``, with a time zone, lies between its begin and its end."""
+        return self.begins <= now < self.ends
+
+
+def certificate_facts(pem: bytes, origin: str) -> CertificateFacts:
+    """Read a certificate, PEM; `StateError`, which names ``origin``, if it is damaged."""
+    certificate = _certificate(pem, origin)
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        san = x509.SubjectAlternativeName([])
+    names = (*san.get_values_for_type(x509.DNSName), *map(str, san.get_values_for_type(x509.IPAddress)))
+    return CertificateFacts(
+        _common_name(certificate.subject),
+        _common_name(certificate.issuer),
+        names,
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        fingerprint(certificate.public_bytes(serialization.Encoding.DER)),
+    )
+
+
+def issued_by(certificate_pem: bytes, authority_pem: bytes) -> bool:
+    """Tell whether the authority, PEM, signed the certificate, PEM; dates are not looked at."""
+    try:
+        _certificate(certificate_pem, "the certificate").verify_directly_issued_by(
+            _certificate(authority_pem, "the authority")
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _certificate(pem: bytes, origin: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise StateError(f"{origin} holds no certificate (PEM): {error}") from error
+
+
+def _common_name(name: x509.Name) -> str:
+    return ", ".join(str(part.value) for part in name.get_attributes_for_oid(NameOID.COMMON_NAME))
+
+
 def make_node_key(path: Path) -> Path:
     """Make a site's node key as Flower's SuperNode wants it.
 
@@ -209,12 +285,73 @@ def read_node_public_key(path: Path) -> bytes:
         If the file is missing or holds no EC P-384 public key.
     """
     try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        return node_key_pem(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise StateError(f"a node's public key is an OpenSSH file (.pub); {path} is not: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise StateError(f"a node key is an EC P-384 key; {path} holds another kind; make one with `make_node_key`")
+
+
+def node_key_pem(line: bytes) -> bytes:
+    """Turn a node's public key, one OpenSSH line, into PEM as the SuperLink keeps it; `ValueError` if it is none."""
+    key = _node_public_key(line)
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def node_fingerprint(line: bytes) -> str:
+    """Return the name of a node's public key, one OpenSSH line, as ``ssh-keygen -lf`` prints it; `ValueError` if it is none."""
+    openssh = _node_public_key(line).public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return fingerprint(base64.b64decode(openssh.split()[1]))
+
+
+def sign_with_node_key(path: Path, domain: bytes, data: bytes) -> bytes:
+    """Sign ``data`` for one purpose with the private node key of a file.
+
+    Returns
+    -------
+    bytes
+        A DER signature (ECDSA, P-384, SHA-384) over the domain's length, the domain and the data, as `sign` has it.
+
+    Raises
+    ------
+    StateError
+        If the file is missing, damaged or another kind of key.
+    """
+    return load_node_key(path).sign(_in_domain(domain, data), ec.ECDSA(hashes.SHA384()))
+
+
+def verify_with_node_key(line: bytes, domain: bytes, data: bytes, signature: bytes) -> bool:
+    """Tell whether `sign_with_node_key` made the signature with the private half of a public key, one OpenSSH line."""
+    try:
+        _node_public_key(line).verify(signature, _in_domain(domain, data), ec.ECDSA(hashes.SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def node_public_line(path: Path) -> bytes:
+    """Return the public half of the private node key in ``path``, one OpenSSH line; `StateError` if it is no node key."""
+    key = load_node_key(path).public_key()
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def _node_public_key(line: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_ssh_public_key(line)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ValueError(f"it holds another kind of key; {NODE_KEY_HELP}")
+    return key
+
+
+def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Load the private key that `make_node_key` wrote; `StateError` if it is missing, damaged or another kind of key."""
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StateError(f"{path} holds no readable node key: {error}; restore it, or join anew") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise StateError(f"{path} holds another kind of key; {NODE_KEY_HELP}")
+    return key
 
 
 def make_signing_key(path: Path) -> Ed25519PrivateKey:

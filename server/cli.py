@@ -16,7 +16,9 @@ from rich.console import Console
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
+from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
+from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
@@ -30,6 +32,7 @@ app = typer.Typer(
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
+app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
@@ -164,22 +167,53 @@ def catalogue_seal(
     Console().print(f"masks are sealed to {fingerprint(public)}", highlight=False, soft_wrap=True)
 
 
-@app.command("run", epilog="Example:  consilium run study.toml --run runs/study --superlink my-superlink")
+@app.command(
+    "run",
+    epilog="Examples:  consilium run study.toml --run runs/study --coordinator federation/\n\n"
+    "consilium run study.toml --run runs/study --superlink my-superlink",
+)
 def run_study(
     study: StudyFile,
     run: RunOption = None,
     superlink: Annotated[str, typer.Option(help="connection of Flower's own config.toml")] = "",
+    coordinator: Annotated[
+        Path | None, typer.Option(help="folder of a federation whose `consilium coordinator start` runs here")
+    ] = None,
 ) -> None:
     """Submit a study to a running SuperLink, and follow it.
 
-    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. The connection is one
+    The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
     """
-    from consilium.server.submit import submit_and_follow
+    from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
+    if superlink and coordinator:
+        raise SettingsError("give --superlink or --coordinator, not both")
     settings = load(Study, find_settings(study))
-    submit_and_follow(settings, run or Path("runs") / settings.name, superlink, Console())
-    report(run or Path("runs") / settings.name)
+    folder = run or Path("runs") / settings.name
+    if coordinator:
+        submit_to_coordinator(settings, folder, coordinator, Console())
+    else:
+        submit_and_follow(settings, folder, superlink, Console())
+    report(folder)
+
+
+@app.command(epilog="Examples:  consilium status runs/demo --watch;  in a script:  consilium status runs/demo --json")
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="go on showing it until the study ends")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines; with --watch a line for every change")] = False,
+) -> None:
+    """Show where a study is: every stage, every site, and what went wrong.
+
+    Ends with 0 if the study is finished, goes on or has not begun; with 1 if it failed or was interrupted.
+    """
+    from consilium.server.report.progress import follow_status
+    from consilium.server.status import WRONG
+
+    word = follow_status(run, Console(), watch=watch, as_json=as_json)
+    if word in WRONG:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example:  consilium distill runs/demo")
@@ -335,6 +369,9 @@ def report(run: RunArgument) -> None:
     console.print(f"Report: {(run / 'report.html').resolve()}", highlight=False, soft_wrap=True)
 
 
+federation_cli.add_to(app)
+
+
 @contextmanager
 def _opened(root: Path) -> "Iterator[StudyRun]":
     from consilium.server.app import open_run
@@ -350,14 +387,13 @@ def _opened(root: Path) -> "Iterator[StudyRun]":
 
 
 def find_settings(path: Path) -> Path:
-    """Find a settings file: as a path, else by name (``demo.toml``, ``paper/study.toml``) among the shipped ones."""
+    """Find a settings file: as a path, else by name (``demo.toml``, ``paper.toml``) among the shipped ones."""
     if path.is_file():
         return path
     shipped = Path(str(files("consilium.configs")))
-    for name in ("/".join(path.parts[-2:]), path.name):
-        if (shipped / name).is_file():
-            return shipped / name
-    known = ", ".join(sorted(entry.relative_to(shipped).as_posix() for entry in shipped.rglob("*.toml")))
+    if (shipped / path.name).is_file():
+        return shipped / path.name
+    known = ", ".join(sorted(entry.name for entry in shipped.glob("*.toml")))
     raise SettingsError(f"{path}: there is no such settings file, and none of that name is shipped ({known})")
 
 

@@ -1,16 +1,20 @@
 """Collecting: ask every site for soft masks, chunk by chunk; fold each answer as it comes, and forget it.
 
-Memory is that of the chunks in flight, whatever the number of sites and images. A chunk is finished when every site that
-still takes part has answered or run late, and a quorum did; then its pseudo masks are written, and only then the ledger
-says so. A site that fails is left out from there on, and named; the study goes on while the quorum holds.
+Memory is that of the chunks in flight, whatever the number of sites and images (`fusion/methods.py` tells the exception). A chunk
+is finished when every site that still takes part has answered, and a quorum did; then its pseudo masks are written, and only
+then the ledger says so. Until then the ledger holds the answers as they came: a coordinator that was killed folds them again
+and asks nobody twice.
 
-A site may abstain from single images. It has answered their chunk, and counts for its quorum; the images are fused of the
-other sites' masks. One with a label of which nobody gave a mask has no pseudo mask, and no student is trained on it.
+A site that breaks the contract or refuses is left out from there on, and named; the study goes on while the quorum holds. One
+that is late, or away for too long, is left out until it is back: then it is asked for the chunks that are still open.
+
+A site may abstain from single images. It has answered their chunk, and counts for its quorum; the images are fused of the other
+sites' masks. One with a label of which too few gave a mask has no pseudo mask, and no student is trained on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +24,15 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.errors import ErrorCode, StudyError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.server.fusion import weighted_mean
-from consilium.server.inquiry import Inquiry, Post
+from consilium.server import agreement
+from consilium.server.fusion.methods import method_of
+from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
 
 STAGE: Final = "collect"
+ABSENT: Final = frozenset({ErrorCode.SITE_UNREACHABLE, ErrorCode.TOO_LATE})
+"""What a site does not do of its own will: it may take part again."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,12 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: list[weighted_mean.WeightedMean]  # one an image: each has sites of its own
-    masks: npt.NDArray[np.int64]  # how many of each image and label were folded in
-    open_sites: set[str]
+    fused: list[Any]  # a fusion for each image: each has sites of its own
+    given: npt.NDArray[np.int64]  # how many masks of each image and label were folded in
+    abstained: npt.NDArray[np.bool_]  # from which images a site abstained
+    open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
+    samples: dict[str, agreement.Sample] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,6 +95,8 @@ class Collector:
         Opens a site's answer: its masks in clear, or `WireError`.
     on_chunk
         Told after each finished chunk: images done, images in all.
+    on_look
+        Told every few seconds which sites are connected.
     """
 
     study: Study
@@ -99,6 +110,7 @@ class Collector:
     envelope: Mapping[str, str]
     unseal: Callable[[str, wire.PredictReply], Sequence[bytes]] = lambda _site, reply: reply.masks
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
+    on_look: Callable[[set[str]], None] = lambda _connected: None
 
     def run(self) -> None:
         """Collect whatever the ledger does not hold yet.
@@ -113,29 +125,38 @@ class Collector:
         self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
         self._finished = sum(min(size, total - number * size) for number in done)
         self._sites = set(self.missing)
+        self._fusion = method_of(self.study.fusion)
         self._needed = self._quorums()
         self._chunks: dict[int, _Chunk] = {}
-        self._inquiry = Inquiry(self.post, wire.PredictReply, self.study.collect.retries)
+        self._absent: set[str] = set()
+        self._connected = set(self.missing)
+        collect = self.study.collect
+        self._inquiry = Inquiry(self.post, wire.PredictReply, collect.retries, collect.connect_s, self._look)
         self.on_chunk(self._finished, total)
         self._fill_the_window()
         for outcome in self._inquiry.outcomes():
             self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
-            chunk = self._chunks.get(outcome.key)
-            if chunk is None or outcome.site not in self._sites:
-                continue
-            try:
-                if isinstance(outcome.reply, WireError):
-                    raise outcome.reply
-                self._fold(chunk, outcome.site, outcome.reply)
-            except WireError as error:
-                self._leave_out(outcome.site, error)
-            else:
-                images = len(outcome.reply.ids)
-                self.ledger.answered(outcome.site, outcome.key, images, *chunk.answered[outcome.site])
-                chunk.open_sites.discard(outcome.site)
-            for number in [number for number, held in self._chunks.items() if not held.open_sites]:
-                self._finish(number, self._chunks.pop(number))
+            self._take(outcome)
             self._fill_the_window()
+
+    def _take(self, outcome: Outcome[wire.PredictReply]) -> None:
+        chunk = self._chunks.get(outcome.key)
+        if chunk is None or outcome.site in chunk.answered or outcome.site not in self._sites | self._absent:
+            return  # too late to be of use, or of a site that broke the contract
+        if outcome.site in self._absent and isinstance(outcome.reply, WireError):
+            return  # that it is absent is told already
+        try:
+            if isinstance(outcome.reply, WireError):
+                raise outcome.reply
+            self._fold(chunk, outcome.site, outcome.reply)
+        except WireError as error:
+            self._leave_out(outcome.site, error)
+        else:
+            counted = chunk.answered[outcome.site]
+            images = len(outcome.reply.ids)
+            self.ledger.answered(outcome.site, outcome.key, images, *counted, wire.to_bytes(outcome.reply))
+            self._take_back({outcome.site})
+        self._finish_what_is_whole()
 
     def _fill_the_window(self) -> None:
         while self._todo and len(self._chunks) < self.study.collect.chunks_in_flight:
@@ -143,14 +164,51 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            states = [weighted_mean.init((1, *self.study.mask_shape)) for _ in ids]
-            counts = np.zeros((len(ids), len(self.study.labels)), np.int64)
-            chunk = self._chunks[number] = _Chunk(first, ids, states, counts, set(self._sites))
+            states = [self._fusion.init((1, *self.study.mask_shape)) for _ in ids]
+            given = np.zeros((len(ids), len(self.study.labels)), np.int64)
+            chunk = self._chunks[number] = _Chunk(first, ids, states, given, np.zeros(len(ids), np.bool_))
+            self._fold_what_is_held(number, chunk)
             for site in sorted(self._sites):
-                self._inquiry.ask(site, number, self._request(chunk, site), self.study.collect.deadline_s)
+                self._ask(site, number, chunk)
+            self._finish_what_is_whole()
 
-    def _request(self, chunk: _Chunk, site: str) -> Callable[[], wire.PredictRequest]:
+    def _ask(self, site: str, number: int, chunk: _Chunk) -> None:
+        if site in chunk.answered:
+            return
+        chunk.open_sites.add(site)
+        if not self._inquiry.waits_for(site, number):
+            self._inquiry.ask(site, number, self._request(number, chunk, site), self.study.collect.deadline_s)
+
+    def _fold_what_is_held(self, number: int, chunk: _Chunk) -> None:
+        """Take up answers that came before this start."""
+        for site, held in self.ledger.held(number).items():
+            if site not in self._sites:
+                continue
+            try:
+                self._fold(chunk, site, wire.from_bytes(wire.PredictReply, held))
+            except WireError:  # of another version, or the site knows other labels now
+                self.ledger.forget(site, number)
+
+    def _finish_what_is_whole(self) -> None:
+        for number in [number for number, held in self._chunks.items() if not held.open_sites]:
+            self._finish(number, self._chunks.pop(number))
+
+    def _look(self, connected: set[str]) -> None:
+        self._take_back(connected - self._connected)
+        self._connected = connected
+        self.on_look(connected)
+
+    def _take_back(self, sites: set[str]) -> None:
+        """Ask those of some sites again that were absent, for the chunks that are still open."""
+        for site in sorted(self._absent & sites):
+            self._absent.discard(site)
+            self._sites.add(site)
+            for number, chunk in self._chunks.items():
+                self._ask(site, number, chunk)
+
+    def _request(self, number: int, chunk: _Chunk, site: str) -> Callable[[], wire.PredictRequest]:
         def make() -> wire.PredictRequest:
+            self.ledger.asked(site, number)
             lacks = self.missing[site][chunk.first : chunk.first + len(chunk.ids)]
             order = sorted(range(len(chunk.ids)), key=lambda i: not lacks[i])  # lacking first, else in order
             return wire.PredictRequest(
@@ -172,37 +230,50 @@ class Collector:
         for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
         for i in sorted(place[name] for name in reply.ids):  # only now: an answer counts whole or not at all
-            weighted_mean.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.weights.get(site, 1), known)
-            chunk.masks[i, list(known)] += 1
-        self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
+            self._fusion.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.weights.get(site, 1), known)
+            chunk.given[i, list(known)] += 1
+        chunk.abstained[[place[name] for name in reply.abstained]] = True
         self.ledger.abstained(site, [chunk.first + place[name] for name in reply.abstained])
+        self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
+        chunk.samples[site] = agreement.sample(masks, known)
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
+        chunk.open_sites.discard(site)
 
     def _leave_out(self, site: str, error: WireError) -> None:
+        """Go on without a site: until it is back, if it is only late or away."""
         self._sites.discard(site)
-        self._inquiry.drop(site)
-        refused = error.code == ErrorCode.NOT_CONSENTED
-        self.ledger.tell(STAGE, "takes no part: not consented" if refused else f"left out from here on: {error}", site)
+        if error.code in ABSENT:
+            self._absent.add(site)
+            self.ledger.tell(STAGE, f"left out until it is back: {error}", site)
+        else:
+            self._absent.discard(site)
+            self._inquiry.drop(site)
+            refused = error.code == ErrorCode.NOT_CONSENTED
+            self.ledger.tell(
+                STAGE, "takes no part: not consented" if refused else f"left out from here on: {error}", site
+            )
         for chunk in self._chunks.values():
             chunk.open_sites.discard(site)
 
     def _finish(self, number: int, chunk: _Chunk) -> None:
+        self._inquiry.drop(key=number)
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        whole = (chunk.masks > 0).all(axis=1)
+        whole = (chunk.given >= self.study.fusion.least_sites).all(axis=1)
         fused = np.zeros((len(chunk.ids), *self.study.mask_shape), np.uint8)
         for i in np.flatnonzero(whole):
-            fused[i] = weighted_mean.finish(chunk.fused[i])[0]
+            fused[i] = self._fusion.finish(chunk.fused[i])[0]
         self.pseudo_masks.write(chunk.first, fused)
         self.ledger.unanswered([chunk.first + int(i) for i in np.flatnonzero(~whole)])
-        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered))
+        agreed = agreement.of_chunk(_where(chunk.samples, ~chunk.abstained)) if not chunk.abstained.all() else {}
+        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), agreed)
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
 
     def _quorums(self) -> list[int]:
-        """How many sites must answer each label: the study's quorum, but no more than know it."""
-        knowing = self._knowing(set(self.missing))
-        return [min(self.study.collect.quorum or count, count) for count in knowing]
+        """How many sites must answer each label: the study's quorum, but no more than know it, and what the fusion needs."""
+        knowing, least = self._knowing(set(self.missing)), self.study.fusion.least_sites
+        return [max(min(self.study.collect.quorum or count, count), least) for count in knowing]
 
     def _knowing(self, sites: set[str]) -> list[int]:
         """How many of some sites know each label."""
@@ -225,6 +296,11 @@ class Collector:
                 *dict.fromkeys(faults),
             ]
         )
+
+
+def _where(samples: Mapping[str, agreement.Sample], images: npt.NDArray[np.bool_]) -> dict[str, agreement.Sample]:
+    """Take those images of a chunk, bool (n,), that every site answered: only there can all be compared."""
+    return {site: agreement.Sample(held.masks[images], held.known) for site, held in samples.items()}
 
 
 def _of_all_labels(masks: SoftMasks, known: Sequence[int], labels: int) -> SoftMasks:

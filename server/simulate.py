@@ -16,18 +16,18 @@ import tomli_w
 from flwr.app import Context, RecordDict
 from rich.console import Console
 
-from consilium.common.errors import MachineError, StudyError
+from consilium.common.errors import MachineError
 from consilium.common.identity import make_node_key
 from consilium.common.processes import Child, ProcessGroup
 from consilium.common.settings import read_toml
 from consilium.common.study import RunConfig
 from consilium.server.app import RUN_FOLDER_KEY, main
 from consilium.server.board import STAGE_LABELS, Board, following, measured_memory
-from consilium.server.bundle import write_bundle
 from consilium.server.inline import in_memory_grid
-from consilium.server.ledger import Ledger, failure_of
-from consilium.server.run_folder import RunFolder
+from consilium.server.ledger import Ledger
+from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
+from consilium.server.submit import submit_and_wait
 from consilium.server.superlink import SuperLink
 
 CLIENT_APP: Final = "consilium.clients.app"
@@ -49,7 +49,7 @@ def simulate(settings: SimulatedStudy, root: Path, engine: Engine, console: Cons
     run = RunFolder(root)
     run.create(settings.study)
     start = {"processes": _with_processes, "inline": _inline, "ray": _with_ray}[engine]
-    with run.locked("simulation.lock"), Board(console) as board, measured_memory() as memory:
+    with run.locked(SIMULATION_LOCK), Board(console) as board, measured_memory() as memory:
         began = time.monotonic()
         board.show(DATA_LABEL, 0, 1)
         prepare(run, settings)
@@ -130,7 +130,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
         link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
         try:
-            _follow(run, link, {RUN_FOLDER_KEY: str(run.root)})
+            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
         finally:
             link.retire()
             for child in sites.children:
@@ -143,22 +143,7 @@ def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink-ray", log_folder=run.root / "log", virtual=True) as link:
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
-        _follow(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
-
-
-def _follow(run: RunFolder, link: SuperLink, config: RunConfig, *, virtual_sites: int = 0) -> None:
-    """Submit the study and wait for its end; `StudyError` says what stopped it."""
-    bundle = write_bundle(run.root / "bundle", dict.fromkeys(config, ""))
-    number = link.submit(bundle, config, virtual_sites=virtual_sites)
-    try:
-        status = link.wait(number)
-    except BaseException:
-        link.stop_run(number)
-        raise
-    (run.root / "log" / "serverapp.log").write_text(link.run_log(number), "utf-8")
-    if not status.completed:
-        told = failure_of(run.ledger)
-        raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {run.root / 'log'}")
+        submit_and_wait(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
 
 
 def _inline(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:

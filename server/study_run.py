@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
-from consilium.server import exclusion, pooled_evaluation
+from consilium.server import agreement, exclusion, pooled_evaluation, weighting
 from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
@@ -45,6 +46,7 @@ EXAMPLES: Final = 12
 
 TELL_EVERY_S: Final = 1.0
 NOT_CONSENTED: Final = "takes no part: not consented"
+SEEN_EVERY_S: Final = 5.0
 
 
 @dataclass
@@ -62,6 +64,7 @@ class StudyRun:
     catalogue: Catalogue
     ledger: Ledger
     _told: float = field(default=0.0, init=False)
+    _absent: str = field(default="", init=False)
     _open: list[str] = field(default_factory=list, init=False)
     _clock: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
 
@@ -85,7 +88,7 @@ class StudyRun:
     def describe(self, post: Post) -> dict[str, list[bool]]:
         """Show the study to every site; gives, per site that takes part, which images it lacks."""
         with self._stage("describe"):
-            self._wait_for_sites(post)
+            connected = self._wait_for_sites(post)
             settings = to_toml(self.study)
 
             def request() -> wire.DescribeRequest:
@@ -99,9 +102,10 @@ class StudyRun:
                     sealing_signature=self.seals.signature,
                 )
 
-            inquiry = Inquiry(post, wire.DescribeReply, self.study.collect.retries)
+            inquiry = self._inquiry(post, wire.DescribeReply, "describe")
             for site in self.study.sites:
-                inquiry.ask(site, 0, request, self.study.collect.deadline_s)
+                if site in connected:
+                    inquiry.ask(site, 0, request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
             waiting: list[str] = []
             for outcome in self._outcomes(inquiry, "describe", _import_torch):
@@ -144,7 +148,7 @@ class StudyRun:
         """Send the images, once, to sites that have not consented: their people look at them before they decide."""
         new = [site for site in sites if site not in self.ledger.results("offered")]
         size, images = self.study.collect.chunk, self.catalogue.manifest.images
-        inquiry = Inquiry(post, wire.PredictReply, self.study.collect.retries)
+        inquiry = self._inquiry(post, wire.PredictReply, "describe")
 
         def request(first: int) -> Callable[[], wire.PredictRequest]:
             return lambda: wire.PredictRequest(
@@ -160,9 +164,7 @@ class StudyRun:
         for outcome in inquiry.outcomes():
             self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
             if not isinstance(outcome.reply, WireError) or outcome.reply.code == ErrorCode.NOT_CONSENTED:
-                arrived[outcome.site] += (
-                    1  # a site that consents meanwhile answers, and is asked again at the next start
-                )
+                arrived[outcome.site] += 1  # one that consents meanwhile answers; it takes part from the next start on
         for site in new:
             if arrived[site] == -(-len(images) // size):
                 self.ledger.keep_result(site, "offered", self.catalogue.hash)
@@ -190,7 +192,9 @@ class StudyRun:
                 envelope=self.envelope,
                 unseal=self.seals.open,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
+                on_look=self._look("collect"),
             ).run()
+            self._name_who_stands_apart()
 
     def evaluate(self, post: Post) -> None:
         """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
@@ -329,23 +333,65 @@ class StudyRun:
 
     # --- inside
 
-    def _wait_for_sites(self, post: Post) -> None:
+    def _wait_for_sites(self, post: Post) -> set[str]:
+        """Wait until all sites are connected, or long enough; gives those that are."""
         limit = time.monotonic() + self.study.collect.connect_s
         while True:
-            absent = set(self.study.sites) - post.connected()
+            connected = post.connected() & set(self.study.sites)
+            absent = set(self.study.sites) - connected
+            self.ledger.saw(connected, absent)
             self.tell(
                 "describe", 0, len(self.study.sites), f"waiting for {', '.join(sorted(absent))}" if absent else ""
             )
             if not absent:
-                return
+                return connected
             if time.monotonic() > limit:
                 for site in sorted(absent):
                     self.ledger.tell("describe", f"did not connect within {self.study.collect.connect_s:.0f} s", site)
-                return
+                return connected
             time.sleep(0.5)
 
+    def _inquiry(self, post: Post, reply: type[Any], stage: str) -> Inquiry[Any]:
+        collect = self.study.collect
+        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage))
+
+    def _look(self, stage: str) -> Callable[[set[str]], None]:
+        """Give what keeps the ledger's word on who is connected, and tells who is not."""
+        sites = set(self.ledger.sites()) & set(self.study.sites)
+        before, written = set[str](), float("-inf")
+
+        def look(connected: set[str]) -> None:
+            nonlocal before, written
+            absent, now = sites - connected, time.monotonic()
+            for site in sorted(absent - before):
+                self.ledger.tell(stage, "is not connected; it is asked again as soon as it is back", site)
+            for site in sorted(before - absent):
+                self.ledger.tell(stage, "is connected again", site)
+            if absent != before:
+                self._absent = f"waiting for {', '.join(sorted(absent))}" if absent else ""
+                self.ledger.remark(stage, self._absent)
+            if absent != before or now - written >= SEEN_EVERY_S:
+                self.ledger.saw(sites & connected, absent)
+                written = now
+            before = absent
+
+        self._absent = ""
+        return look
+
+    def _name_who_stands_apart(self) -> None:
+        held = self.ledger.agreement()
+        usual = median(one.mean for one in held.values()) if held else 0.0
+        for site in agreement.stand_apart(held):
+            self.ledger.tell(
+                "collect",
+                f"its masks agree with the other sites' to {held[site].mean:.0f} %, where {usual:.0f} % is usual here: look at "
+                "its teacher, at what it calls the labels, and at its masks in the report, before the student is used. With "
+                "fusion.method trimmed-mean or median such a site does little harm.",
+                site,
+            )
+
     def _require_every_label(self, sites: Iterable[str]) -> None:
-        """Refuse a label that nobody knows, before anything is collected."""
+        """Refuse a label that nobody knows, or too few for the fusion, before anything is collected."""
         known = {site: [self.study.labels[place] for place in self.known_labels(site)] for site in sites}
         orphans = [label for label in self.study.labels if not any(label in told for told in known.values())]
         if orphans:
@@ -358,6 +404,16 @@ class StudyRun:
                     ]
                 )
             )
+
+        least = self.study.fusion.least_sites
+        for label in self.study.labels:
+            those = sorted(site for site, told in known.items() if label in told)
+            if len(those) < least:
+                raise StudyError(
+                    f"fusion.trim = {self.study.fusion.trim} needs at least {least} sites that know a label; {label} is known to "
+                    f"{len(those)} of those that take part ({', '.join(those)}). Mend the sites, or start a study with a lower "
+                    "trim or another fusion.method."
+                )
 
     def _visit(
         self,
@@ -376,7 +432,7 @@ class StudyRun:
         with self._stage(stage):
             card = (self.folder.student / "card.json").read_text("utf-8")
             weights = (self.folder.student / "student.safetensors").read_bytes()
-            inquiry: Inquiry[Any] = Inquiry(post, reply, self.study.collect.retries)
+            inquiry: Inquiry[Any] = self._inquiry(post, reply, stage)
             for site in sites:
                 if site in self.ledger.sites() and site not in have:
                     inquiry.ask(
@@ -451,13 +507,14 @@ class StudyRun:
 
     def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:
         sites = self.ledger.finished_chunks()
+        sure = weighting.self_dice(self.pseudo_masks.read())
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "reason"))
+        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "self_dice", "reason"))
         for i, entry in enumerate(self.catalogue.manifest.images):
             answered = sites.get(i // self.study.collect.chunk, 0)
             pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
-            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, reasons[i].value))
+            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, f"{sure[i]:.6f}", reasons[i].value))
         _replace(self.folder.selection, table.getvalue())
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
@@ -488,8 +545,8 @@ class StudyRun:
         return held is not None and held.finished
 
     def tell(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Record how far a stage is."""
-        self.ledger.advance(stage, done, total, self._seconds(stage), note)
+        """Record how far a stage is, and what it waits for."""
+        self.ledger.advance(stage, done, total, self._seconds(stage), note or self._absent)
 
     def _seconds(self, stage: str) -> float:
         started, before = self._clock.get(stage, (time.monotonic(), 0.0))
@@ -511,6 +568,7 @@ class StudyRun:
         """Time a stage over all its starts, and record its end; a stage within another counts for itself alone."""
         held, began = self.ledger.stage(name), time.monotonic()
         self._clock[name] = (began, held.seconds if held else 0.0)
+        self._absent = ""
         if held is None:
             self.tell(name, 0, 1)
         self._open.append(name)

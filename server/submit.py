@@ -1,5 +1,6 @@
-"""Submitting a study to a SuperLink that is running already, through Flower's own command."""
+"""Submitting a study to a SuperLink that is running already: through Flower's own command, or a coordinator's folder."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from typing import Any, Final
 from rich.console import Console
 
 from consilium.common.catalogue import open_catalogue
-from consilium.common.errors import MachineError, SettingsError, StudyError
-from consilium.common.study import Study
+from consilium.common.errors import ConsiliumError, MachineError, SettingsError, StudyError
+from consilium.common.study import RunConfig, Study
 from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
+from consilium.server.coordinator import attach
 from consilium.server.ledger import failure_of
+from consilium.server.provision import open_federation, utc_now
 from consilium.server.run_folder import RunFolder
+from consilium.server.superlink import SuperLink
 
 POLL_S: Final = 3.0
 
@@ -40,14 +44,7 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     StudyError
         What stopped the study.
     """
-    run = RunFolder(root)
-    manifest = open_catalogue(run.catalogue).manifest
-    if (manifest.size, manifest.channels) != (study.image.size, study.image.channels):
-        raise SettingsError(
-            f"the catalogue in {run.catalogue} holds images of {manifest.size} pixels and {manifest.channels} channels; the "
-            f"study asks for {study.image.size} and {study.image.channels}: build the catalogue again, or change the study"
-        )
-    run.create(study)
+    run = _prepared(study, root)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
     config = f"{RUN_FOLDER_KEY}={json.dumps(str(run.root))}"
     number = str(_flwr("run", str(bundle), *([superlink] if superlink else []), "--run-config", config)["run-id"])
@@ -61,6 +58,71 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
         raise StudyError(
             failure_of(run.ledger) or f"the run ended as {listed['status']}; `flwr log {number}` shows why"
         )
+
+
+def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Console) -> None:
+    """Submit a study to the coordinator that runs on a federation's folder, on this machine, and show how it goes.
+
+    Parameters
+    ----------
+    study, root, console
+        As in `submit_and_follow`.
+    folder
+        Of the federation.
+
+    Raises
+    ------
+    SettingsError
+        If the study names sites that have not joined, or its catalogue is not signed by this federation.
+    MachineError
+        If no coordinator runs on the folder.
+    StudyError
+        What stopped the study.
+    """
+    federation = open_federation(folder)
+    federation.require_sites(study.sites, utc_now())
+    run = RunFolder(root)
+    signer = open_catalogue(run.catalogue).signer.hex()
+    if signer != federation.signer:
+        raise SettingsError(
+            f"the sites take catalogues that are signed by this federation, and {run.catalogue} is signed by another key "
+            f"({signer[:16]}...): build it with --key {federation.signing_key}, into a new run folder"
+        )
+    with attach(federation) as link, Board(console) as board:
+        run = _prepared(study, root)
+        with following(board, run.ledger):
+            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
+
+
+def submit_and_wait(run: RunFolder, link: SuperLink, config: RunConfig, *, virtual_sites: int = 0) -> None:
+    """Submit a study to a SuperLink and wait for its end; interrupted, it stops the run. `StudyError` says what stopped it."""
+    bundle = write_bundle(run.root / "bundle", dict.fromkeys(config, ""))
+    number = link.submit(bundle, config, virtual_sites=virtual_sites)
+    try:
+        status = link.wait(number)
+    except BaseException:
+        with contextlib.suppress(ConsiliumError):  # what is told is what stopped the waiting
+            link.stop_run(number)
+        raise
+    log = run.root / "log"
+    log.mkdir(exist_ok=True)
+    (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
+    if not status.completed:
+        told = failure_of(run.ledger)
+        raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {log}")
+
+
+def _prepared(study: Study, root: Path) -> RunFolder:
+    """The run folder with the study's settings frozen in it, once they fit its catalogue."""
+    run = RunFolder(root)
+    manifest = open_catalogue(run.catalogue).manifest
+    if (manifest.size, manifest.channels) != (study.image.size, study.image.channels):
+        raise SettingsError(
+            f"the catalogue in {run.catalogue} holds images of {manifest.size} pixels and {manifest.channels} channels; the "
+            f"study asks for {study.image.size} and {study.image.channels}: build the catalogue again, or change the study"
+        )
+    run.create(study)
+    return run
 
 
 def _flwr(*arguments: str) -> dict[str, Any]:

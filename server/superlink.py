@@ -64,6 +64,7 @@ _PORT_TRIES: Final = 3
 _POLL_S: Final = 0.2
 _WATCH_S: Final = 1.0
 _SHORT_LIFE_S: Final = 5.0
+_SILENCE_S: Final = 120.0
 _CERTIFICATE_DAYS: Final = 365
 _GRACE_S: Final = 3.0  # sites still connected keep the SuperLink from ending by itself; its database does not mind
 
@@ -210,6 +211,30 @@ class SuperLink:
                 return link
         raise MachineError("no free port was found")  # not reached: the last attempt raises
 
+    @classmethod
+    def attach(cls, home: Path, certificates: ServerCertificate) -> Self:
+        """Speak to the SuperLink that another process of this machine runs on ``home``; `stop` only hangs up.
+
+        Raises
+        ------
+        MachineError
+            If none answers.
+        """
+        home = home.resolve()
+        port = _remembered_port(home)
+        if not port or not (home / "control.secret").exists():
+            raise MachineError(f"no SuperLink was ever started on {home}; start the coordinator first")
+        link = cls(home, "", port, certificates, home / "log")
+        try:
+            answers = link._answers()
+        except BaseException:
+            link.stop()
+            raise
+        if not answers:
+            link.stop()
+            raise MachineError(f"nothing answers on {link.local_address}; is the coordinator running?")
+        return link
+
     @property
     def local_address(self) -> str:
         """``host:port`` for processes on this machine."""
@@ -240,14 +265,17 @@ class SuperLink:
         StateError
             If the key is registered under another name, or the name with another key.
         """
-        public_key = read_node_public_key(public_key_path)
+        return self.register_key(read_node_public_key(public_key_path), name)
+
+    def register_key(self, public_key: bytes, name: str) -> int:
+        """Do as `register`, with the key as `read_node_public_key` gives it."""
         for node in self.nodes():
             if (node.name, node.public_key) == (name, public_key):
                 return node.node_id
             if node.name == name or node.public_key == public_key:
                 raise StateError(
-                    f"one name has one key; {name!r} with {public_key_path} clashes with the registered {node.name!r}: "
-                    "unregister that one first"
+                    f"one name has one key; {name!r} with its key clashes with the registered {node.name!r}: unregister that "
+                    "one first"
                 )
         with self._asking("register a node"):
             return int(self._control.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name)).node_id)
@@ -358,13 +386,24 @@ class SuperLink:
         -------
         RunStatus
             The last one seen; look at `RunStatus.finished`.
+
+        Raises
+        ------
+        MachineError
+            If it does not answer for two minutes; the run may go on.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last = RunStatus("pending", "", "")
+        heard = time.monotonic()
         while not last.finished and (deadline is None or time.monotonic() < deadline):
             self.revive()
-            with contextlib.suppress(MachineError):  # it may just have been killed; revive sees to it
+            try:
                 now = self.status(run_id)
+            except MachineError:  # it may just have been killed; revive sees to it, here or where it was started
+                if time.monotonic() - heard > _SILENCE_S:
+                    raise
+            else:
+                heard = time.monotonic()
                 if now != last and on_change is not None:
                     on_change(now)
                 last = now
@@ -402,6 +441,21 @@ class SuperLink:
                     self._superlink = self._start_superlink()
                 else:
                     self._superexec = self._start_superexec()
+
+    def restart(self) -> None:
+        """End the SuperLink and start it again, so that it reads its certificate anew; runs and sites go on.
+
+        Raises
+        ------
+        MachineError
+            If it does not come up again.
+        """
+        with self._revival:
+            if self._superlink is None:
+                return
+            self._superlink.stop()
+            self._started_at[self._superlink.name] = float("-inf")  # it did not end by itself
+        self.revive()
 
     def retire(self) -> None:
         """Start no further run: tell the SuperExec to end, and do not wait for it. `stop` follows."""

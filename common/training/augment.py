@@ -36,8 +36,8 @@ class Draw:
         """Draw for `count` images from a CPU generator."""
         return cls(torch.rand(count, 7, generator=generator))
 
-    def part(self, rows: slice) -> Self:
-        """Give the numbers of some images of the batch."""
+    def part(self, rows: slice | Tensor) -> Self:
+        """Give the numbers of some images of the batch, by position."""
         return type(self)(self.uniform[rows])
 
 

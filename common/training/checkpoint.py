@@ -33,6 +33,8 @@ class TrainingState:
     module: dict[str, Tensor]
     optimizer: dict[str, Any]
     curve: Curve
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Of the weights, where they are averaged."""
 
 
 def save(state: TrainingState, folder: Path) -> None:

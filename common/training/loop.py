@@ -26,13 +26,16 @@ from torch import Tensor, nn
 from consilium.common.errors import DataError, SettingsError, StudyError
 from consilium.common.training import checkpoint
 from consilium.common.training.augment import Draw, augment
+from consilium.common.training.average import Average
 from consilium.common.training.checkpoint import Curve, TrainingState
+from consilium.common.training.cutmix import Mix, cutmix
 from consilium.common.training.device import choose_device, to_unit
+from consilium.common.training.distort import Distortion, distort
 from consilium.common.training.loss import DICE_OF, dice_bce
 from consilium.common.training.settings import TrainingSettings
 
 CURVE_POINTS: Final = 200
-_ORDER, _AUGMENTATION, _DROPOUT = range(3)  # independent streams of one seed
+_ORDER, _AUGMENTATION, _DROPOUT, _DISTORTION, _CUTMIX = range(5)  # independent streams of one seed
 _NOT_IN_DIGEST: Final = {"device", "threads", "checkpoint_every_s"}  # where and how often, not what
 
 
@@ -136,7 +139,7 @@ def fit(
     fabric = _fabric(settings)
     with _torch_state(settings.threads, fabric.device):
         was_training = module.training
-        optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
+        optimizer = _optimizer(module, settings)
         digest = _digest(module, data, settings, seed)
         found = checkpoint.load(folder, digest) if folder else None
         try:
@@ -166,13 +169,16 @@ class _Run:
         self.folder = folder if fabric.is_global_zero else None
         self.steps = settings.steps(len(data.indices))
         self.order = _Order(data.indices, seed)
+        self.average = Average(module, settings.ema) if settings.ema else None
         share = settings.batch // fabric.world_size
-        self.share = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+        self.share = torch.arange(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
     def train(self, found: TrainingState | None, on_step: Callable[[Progress], None] | None) -> History:
         curve, first = Curve(), 0
         if found:  # only now: the optimiser's state goes to where the weights are
             checkpoint.restore(found, self.plain_module, self.plain_optimizer)
+            if self.average:
+                self.average.restore(found.average)
             curve, first = found.curve, found.step
         self.module.train()
         pending = torch.tensor(curve.pending_sum, dtype=torch.float64, device=self.fabric.device)
@@ -197,23 +203,48 @@ class _Run:
             if on_step and self.fabric.is_global_zero:
                 loss = curve.points[-1][1] if curve.points else None
                 on_step(Progress(done, self.steps, done * self.settings.batch, loss, now - started))
+        if self.average:
+            self.average.put()
         return History(tuple(curve.points), self.steps, first, time.monotonic() - started)
 
     def _step(self, step: int) -> Tensor:
-        batch, rank = self.settings.batch, self.fabric.global_rank
-        chosen = self.order.positions(step * batch, batch)[self.share]
-        _seed_torch(_number(self.seed, _DROPOUT, step, rank), self.fabric.device)
-        images, targets, weights = self.data.batch(chosen, self.fabric.device)
-        if self.settings.augment:
-            generator = torch.Generator().manual_seed(_number(self.seed, _AUGMENTATION, step))
-            images, targets = augment(images, targets, Draw.of(batch, generator).part(self.share))
-        loss = dice_bce(self.module(images), targets, weights, DICE_OF[self.settings.loss])
+        images, targets, weights = self._batch(step)
+        _seed_torch(_number(self.seed, _DROPOUT, step, self.fabric.global_rank), self.fabric.device)
+        settings = self.settings
+        loss = dice_bce(self.module(images), targets, weights, DICE_OF[settings.loss], settings.dice_share)
         self.fabric.backward(loss)
+        if settings.clip_norm:
+            # a gradient that is not finite shows in the loss, or is mixed precision's to skip
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+            )
         for group in self.plain_optimizer.param_groups:
-            group["lr"] = self.settings.rate(step, self.steps)
+            group["lr"] = settings.rate(step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(step + 1)
         return loss.detach()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gather this process's share of a step's batch, augmented and mixed."""
+        settings, device = self.settings, self.fabric.device
+        mix, rows = None, self.share
+        if settings.cutmix:
+            mix = Mix.of(settings.batch, settings.cutmix, self._generator(_CUTMIX, step)).part(self.share)
+            rows = mix.needed
+        chosen = self.order.positions(step * settings.batch, settings.batch)
+        images, targets, weights = self.data.batch(chosen[rows.numpy()], device)
+        if settings.augment != "none":
+            draw = Draw.of(settings.batch, self._generator(_AUGMENTATION, step)).part(rows)
+            images, targets = augment(images, targets, draw)
+        if settings.augment == "strong":
+            images = distort(images, Distortion.of(settings.batch, self._generator(_DISTORTION, step)).part(rows))
+        return cutmix(images, targets, weights, mix) if mix else (images, targets, weights)
+
+    def _generator(self, stream: int, step: int) -> torch.Generator:
+        """Give random numbers for a whole batch, the same in every process."""
+        return torch.Generator().manual_seed(_number(self.seed, stream, step))
 
     def _over_processes(self, value: Tensor) -> Tensor:
         if self.fabric.world_size == 1:
@@ -223,7 +254,8 @@ class _Run:
 
     def _save(self, folder: Path, step: int, curve: Curve) -> None:
         weights, moments = self.plain_module.state_dict(), self.plain_optimizer.state_dict()
-        checkpoint.save(TrainingState(self.digest, step, weights, moments, curve), folder)
+        average = self.average.tensors if self.average else {}
+        checkpoint.save(TrainingState(self.digest, step, weights, moments, curve, average), folder)
 
 
 class _Order:
@@ -275,6 +307,19 @@ def _checked(
     if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights[chosen].any():
         raise DataError(f"image weights are {count} finite numbers of at least 0, not all 0; got shape {weights.shape}")
     return TrainingData(images, targets, chosen, (weights / weights[chosen].mean()).astype(np.float32))
+
+
+def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    # the fused step undoes 16-mixed's scaling by itself, too late for clipping
+    fused = not (settings.clip_norm and settings.precision == "16-mixed")
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=fused)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=fused)
 
 
 def _fabric(settings: TrainingSettings) -> Fabric:

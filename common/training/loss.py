@@ -1,4 +1,4 @@
-"""The loss: Dice and binary cross-entropy with equal weights (appendix A.3), made right for soft masks."""
+"""The loss: Dice and binary cross-entropy, with equal weights (appendix A.3) or others, made right for soft masks."""
 
 from collections.abc import Callable
 from typing import Final
@@ -48,8 +48,10 @@ def paper_dice(probs: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * overlaps + SMOOTH) / (sizes + SMOOTH)
 
 
-def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None, dice: "Dice" = soft_dice) -> Tensor:
-    """Give the training loss: the batch's mean of each image's ``dice + BCE``.
+def dice_bce(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, dice: "Dice" = soft_dice, dice_share: float = 0.5
+) -> Tensor:
+    """Give the training loss: the batch's mean of each image's ``2 (s dice + (1 - s) BCE)``; ``dice + BCE`` for ``s = 1/2``.
 
     Parameters
     ----------
@@ -61,16 +63,19 @@ def dice_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None, dic
         Float, (n,), at least 0: each image's factor. Weights with mean 1 over the data set keep the loss's scale.
     dice
         Which Dice loss.
+    dice_share
+        The ``s``, in [0, 1]. Both losses have their minimum at soft targets, so every share has (but for `paper_dice`).
 
     Returns
     -------
     Tensor
-        A scalar, float32. With soft targets its floor is the targets' own mean entropy in nats, not 0 (and with
-        `paper_dice` more).
+        A scalar, float32. With soft targets its floor is the targets' own mean entropy in nats times ``2 (1 - s)``, not 0
+        (and with `paper_dice` more).
     """
     logits = logits.float()  # half precision has too few digits for sums over an image
     bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2, 3))
-    per_image = dice(torch.sigmoid(logits), targets).mean(1) + bce
+    # a factor of exactly 1 changes no bit: equal shares are the paper's sum
+    per_image = 2 * dice_share * dice(torch.sigmoid(logits), targets).mean(1) + 2 * (1 - dice_share) * bce
     return per_image.mean() if weights is None else (per_image * weights).mean()
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from consilium.common.settings import Settings
 
@@ -33,6 +33,14 @@ def _check_epochs(value: object) -> object:
 Epochs = Annotated[int | Literal["paper"], PlainValidator(_check_epochs)]
 
 
+def _from_switch(value: object) -> object:
+    """Let augmentation be switched on and off too, as when the paper's was the only one."""
+    return ("paper" if value else "none") if isinstance(value, bool) else value
+
+
+Augmentation = Annotated[Literal["none", "paper", "strong"], BeforeValidator(_from_switch)]
+
+
 class TrainingSettings(Settings):
     """The paper's training (appendix A.3) unless said otherwise: Adam, 1e-4, batches of 4.
 
@@ -42,6 +50,9 @@ class TrainingSettings(Settings):
     The loss is Dice and binary cross-entropy with equal weights. ``paper`` takes Dice as equation 1 has it, which is made
     for masks of 0 and 1: for a soft pseudo mask its best answer is a hard mask that is too large. ``dice-bce`` is the same
     for masks of 0 and 1, and right for soft ones (`consilium.common.training.loss`).
+
+    What the paper does not have is off: another share of Dice, weight decay, a warm-up, clipped gradients, averaged weights,
+    CutMix, strong augmentation.
     """
 
     epochs: Epochs = Field(0, description='times every image is seen; "paper": as many as the paper on so many images')
@@ -49,12 +60,23 @@ class TrainingSettings(Settings):
     loss: Literal["dice-bce", "paper"] = Field(
         "dice-bce", description="right for soft masks, or equation 1 to the letter"
     )
+    dice_share: float = Field(0.5, ge=0, le=1, description="of Dice in the loss; the rest is binary cross-entropy")
     batch: int = Field(4, ge=1, description="images a step, over all processes together")
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0, description="of adamw; biases and normalisations are spared")
     learning_rate: float = Field(1e-4, gt=0)
+    warm_up: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises to its own"
+    )
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of the learning rate: the paper's, or down to 0 along half a cosine"
     )
-    augment: bool = Field(True, description="the five augmentations of appendix A.1")
+    clip_norm: float = Field(0.0, ge=0, description="longest gradient of all weights together; 0 clips none")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the weights' moving average, which is kept; 0 averages none"
+    )
+    augment: Augmentation = Field("paper", description="none, the five of appendix A.1, or those and changes of gray")
+    cutmix: float = Field(0.0, ge=0, le=1, description="probability that an image gets a box of another of its batch")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint_every_s: float = Field(30.0, ge=0, description="seconds between checkpoints")
@@ -68,6 +90,16 @@ class TrainingSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(
+                f'weight-decay needs optimizer = "adamw"; got {self.weight_decay:g} and "{self.optimizer}"'
+            )
+        if self.cutmix and self.batch < 2:
+            raise ValueError(f"cutmix needs a batch of 2 images or more; got {self.batch}")
+        return self
+
     def on(self, image_count: int) -> Self:
         """Give these settings with ``epochs = "paper"`` spelled out for a data set of so many images."""
         if self.epochs != "paper":
@@ -76,9 +108,12 @@ class TrainingSettings(Settings):
 
     def rate(self, step: int, steps: int) -> float:
         """Give the learning rate of a step, counted from 0, of so many; a function of the step alone, so that it resumes."""
+        rising = round(self.warm_up * steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
         if self.schedule == "constant":
             return self.learning_rate
-        return self.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        return self.learning_rate * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
     def steps(self, image_count: int) -> int:
         """Give the number of optimiser steps on `image_count` images.

@@ -11,16 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from consilium.common import wire
-from consilium.common.datasets import labelled
 from consilium.common.errors import StateError
 from consilium.server import exclusion
 from consilium.server.report import figures, gallery, tables
 from consilium.server.report.evaluation import best_teacher, evaluation_tables, evaluation_verdict
 from consilium.server.report.selection import Selection, read_selection
 from consilium.server.report.tables import Metrics
+from consilium.server.status import State, state_of
 from consilium.server.study_run import StudyRun
 
 MAX_EVENTS: Final = 200
+_OPTIMIZERS: Final = {"adam": "Adam", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,6 @@ class Number:
     unit: str
     label: str
     beside: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether the study is at its end: ``word`` is finished, failed or unfinished."""
-
-    word: str
-    told: str
 
 
 def render(run: StudyRun, metrics: Metrics) -> str:
@@ -58,7 +51,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    state, selection = state_of(run), _selection(run)
+    state, selection = state_of(run.folder, run.study, run.ledger), _selection(run)
     pictures = gallery.gallery(run, selection)
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
@@ -68,6 +61,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         verdict=tables.verdict(metrics),
         dice=tables.dice_table(metrics),
         by_label=tables.label_table(metrics),
+        agreement=tables.agreement_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
         collections=tables.collections_table(metrics),
@@ -86,22 +80,6 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         versions=wire.versions() | {"python": platform.python_version()},
         labels=run.study.labels,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-
-
-def state_of(run: StudyRun) -> State:
-    """How far the study is, and what stopped it."""
-    wanted = ["describe", "collect", "select", "distill"]
-    wanted += ["test"] if labelled.is_packed(run.folder.test_set) else []
-    wanted += ["evaluate"] + (["fine-tune"] if run.study.fine_tune.sites else [])
-    held = {stage.name: stage for stage in run.ledger.stages()}
-    open_stages = [name for name in wanted if name not in held or not held[name].finished]
-    if not open_stages:
-        return State("finished", "")
-    if failure := run.ledger.results("failure").get("", ""):
-        return State("failed", failure)
-    return State(
-        "unfinished", f"Still to do, or under way: {', '.join(open_stages)}. The same command goes on from here."
     )
 
 
@@ -150,15 +128,15 @@ def _way(run: StudyRun, metrics: Metrics, state: State) -> str:
     sites = "1 hospital" if len(run.study.sites) == 1 else f"{len(run.study.sites)} hospitals"
     moved = tables.bytes_text(sum(entry["bytes_sent"] for entry in metrics["sites"].values()))
     kept = f"the {images['kept']:,} images" if images["kept"] is not None else "the images"
-    network = metrics["student"]["network"]
+    network, fused = metrics["student"]["network"], f"the {run.study.fusion.method.replace('-', ' ')}"
     if done:
         return (
-            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; the weighted mean of "
+            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; {fused} of "
             f"the answers became one pseudo mask an image, and {kept} with a salient target taught one student ({network}). "
             f"No hospital's own images, labels or model weights left it; soft masks and scores did, {moved} in all."
         )
     return (
-        f"In this study {sites} show {images['transferal']:,} shared, unlabelled images to their own models; the weighted mean "
+        f"In this study {sites} show {images['transferal']:,} shared, unlabelled images to their own models; {fused} "
         f"of the answers becomes one pseudo mask an image, and {kept} with a salient target teach one student ({network}). "
         f"No hospital's own images, labels or model weights leave it; soft masks and scores do, {moved} so far."
     )
@@ -238,17 +216,15 @@ def _student(run: StudyRun, metrics: Metrics) -> list[tuple[str, str]]:
     settings, images = run.study.student, metrics["images"]["kept"]
     training, parameters = settings.training, metrics["student"]["parameters"]
     encoder = f", encoder {settings.network.encoder}" if "net" not in settings.network.name else ""
-    steps = training.steps(images) if images else 0
+    steps = settings.generations * training.steps(images) if images else 0
     student, best = metrics["student"]["pooled_dice"], tables.best_teacher(metrics)
     facts = [
         ("Network", settings.network.name + encoder),
         ("Parameters", f"{parameters:,}" if parameters else tables.NONE),
         ("Trained on", f"{images:,} images" if images else tables.NONE),
         ("Length", f"{steps:,} steps of {training.batch} images" if steps else tables.NONE),
-        (
-            "Optimiser",
-            f"Adam, learning rate {training.learning_rate:g}, {'with' if training.augment else 'without'} augmentation",
-        ),
+        ("Optimiser", f"{_OPTIMIZERS[training.optimizer]}, learning rate {training.learning_rate:g}"),
+        ("Augmentation", training.augment + (f", CutMix of {100 * training.cutmix:g} %" if training.cutmix else "")),
     ]
     if student and best and best.mean > 0:
         facts.append(

@@ -13,6 +13,7 @@ OPTIONS = {
     "mask_size": [],
     "orchestration": ["--engine", "inline"],
     "server_memory": [],
+    "student_recipe": [],
     "training_step": [],
 }
 

@@ -33,6 +33,7 @@ from consilium.server.ledger import Ledger
 from consilium.server.report.tables import best_teacher, label_table
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
+from consilium.server.weighting import self_dice
 from tests.federation_in_memory import SitesInMemory
 
 SIZE = 32
@@ -244,7 +245,10 @@ def test_sites_that_know_different_labels_teach_a_student_of_all(tmp_path: Path)
     assert best.name in {"north", "west"}
     assert "How good at which label" in run.folder.report.read_text()
     with run.folder.selection.open() as file:
-        assert {row["sites"] for row in csv.DictReader(file)} == {"3"}
+        rows = list(csv.DictReader(file))
+    assert {row["sites"] for row in rows} == {"3"}
+    sure = self_dice(run.pseudo_masks.read())
+    assert [row["self_dice"] for row in rows] == [f"{value:.6f}" for value in sure]
 
 
 def test_a_label_that_nobody_knows_ends_the_study_before_anything_is_collected(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from consilium.common.errors import SettingsError
 from consilium.common.settings import load, parse, read_toml, to_toml
 from consilium.common.study import Study, from_run_config, to_run_config
 from consilium.server.cli import find_settings
+from consilium.server.provision import FederationSettings
 from consilium.server.simulation import SimulatedStudy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,10 +74,13 @@ def test_the_digest_that_the_wire_format_names_is_the_studys() -> None:
     assert digest in (CONFIGS.parent / "docs" / "wire.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
     assert f"{path.name}" in path.read_text().splitlines()[0]
     document = read_toml(path)
+    if "superlink" in document:
+        assert parse(FederationSettings, document, path.name).sites
+        return
     if "simulation" in document:
         document["simulation"].setdefault("data", "given on the command line")
         document["simulation"].setdefault("transferal", "given on the command line")
@@ -97,25 +101,30 @@ def test_a_simulated_site_knows_some_of_the_studys_labels_in_the_studys_order() 
 
 def test_shipped_settings_are_found_by_name_and_others_are_named() -> None:
     assert find_settings(Path("demo.toml")).samefile(CONFIGS / "demo.toml")
-    assert find_settings(Path("paper/study.toml")).samefile(CONFIGS / "paper" / "study.toml")
+    assert find_settings(Path("paper.toml")).samefile(CONFIGS / "paper.toml")
     with pytest.raises(SettingsError, match=r"none of that name is shipped \(.*demo.toml"):
         find_settings(Path("nope.toml"))
 
 
 def test_the_papers_preset_has_the_papers_numbers() -> None:
-    study = load(Study, find_settings(Path("paper/study.toml")))
+    study = load(Study, find_settings(Path("paper.toml")))
     assert (study.image.size, study.image.channels) == (384, 1)
     assert (study.exclusion.alpha, study.exclusion.beta) == (256.0, 2.5)
     assert (study.fusion.method, study.fusion.weights, study.quorum) == ("weighted-mean", {}, len(study.sites))
     assert study.student.network.encoder_weights == "none"
     training = study.student.training
-    assert (training.learning_rate, training.batch, training.schedule, training.augment) == (1e-4, 4, "constant", True)
+    assert (training.learning_rate, training.batch, training.schedule, training.augment) == (
+        1e-4,
+        4,
+        "constant",
+        "paper",
+    )
     assert [training.on(images).epochs for images in (697, 1237)] == [500, 500]
     assert (study.fine_tune.images, study.fine_tune.training.epochs) == (50, 50)
 
 
 def test_a_studys_defaults_are_the_papers() -> None:
-    written = load(Study, CONFIGS / "paper" / "study.toml")
+    written = load(Study, CONFIGS / "paper.toml")
     told = {"name": written.name, "sites": written.sites, "fine-tune": {"sites": written.sites}}
     assert parse(Study, told, "defaults") == written
 

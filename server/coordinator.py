@@ -1,0 +1,180 @@
+"""The coordinator at work: a SuperLink that lets in the sites of a federation's folder, and nobody else."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from consilium.common.errors import MachineError, SettingsError, StateError
+from consilium.common.identity import ServerCertificate
+from consilium.server.provision import Federation, SiteRecord, in_use
+from consilium.server.superlink import RegisteredNode, SuperLink
+
+LOG: Final = logging.getLogger(__name__)
+LOOK_EVERY_S: Final = 1.0
+_RENEW_SOON_DAYS: Final = 30
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What makes a SuperLink's register agree with a federation's folder.
+
+    Parameters
+    ----------
+    leave
+        Nodes whose keys are to be taken off.
+    enter
+        Sites whose keys are to be registered, after that.
+    """
+
+    leave: tuple[RegisteredNode, ...]
+    enter: tuple[SiteRecord, ...]
+
+
+def changes(records: Sequence[SiteRecord], nodes: Sequence[RegisteredNode], now: datetime) -> Changes:
+    """Compare what should be registered with what is.
+
+    Registered, in the end, are exactly the sites that take part at ``now``, each with its present key.
+    """
+    wanted = {record.name: record for record in records if record.takes_part(now)}
+    wrong = tuple(node for node in nodes if node.name not in wanted or wanted[node.name].key_pem != node.public_key)
+    right = {node.name for node in nodes} - {node.name for node in wrong}
+    return Changes(wrong, tuple(record for name, record in wanted.items() if name not in right))
+
+
+def serve(federation: Federation, ending: threading.Event, tell: Tell, clock: Callable[[], datetime]) -> None:
+    """Run the SuperLink until ``ending`` is set.
+
+    Sites accepted, renewed or revoked meanwhile, and a renewed certificate, are taken up within seconds.
+
+    Parameters
+    ----------
+    federation
+        Whose sites are let in.
+    ending
+        Set by a signal.
+    tell
+        Is given a line for each thing a person would want to know.
+    clock
+        The time, with a time zone.
+
+    Raises
+    ------
+    StateError
+        If a certificate is not valid, or a coordinator runs already.
+    MachineError
+        If the SuperLink can not be started, or does not stay up.
+    """
+    federation.require_valid_certificates(clock())
+    superlink = federation.settings.superlink
+    with (
+        in_use(federation.folder),
+        SuperLink.start(
+            federation.superlink_home,
+            host=superlink.host,
+            port=superlink.listening_port,
+            certificates=federation.certificates,
+            log_folder=federation.folder / "log",
+        ) as link,
+    ):
+        listening = f"{superlink.host}:{link.port}"
+        tell(f"{federation.settings.name}: the SuperLink listens on {listening}; sites connect to {superlink.address}")
+        watch = _Watch(federation, link, tell)
+        watch.look(clock())
+        tell(watch.summary(clock()))
+        while not ending.wait(LOOK_EVERY_S):
+            link.revive()
+            watch.look(clock())
+        link.retire()
+    tell(f"{federation.settings.name}: the coordinator has stopped")
+
+
+def attach(federation: Federation) -> SuperLink:
+    """Speak to the SuperLink of the coordinator that runs on this folder.
+
+    Raises
+    ------
+    MachineError
+        If none runs.
+    """
+    try:
+        return SuperLink.attach(federation.superlink_home, federation.certificates)
+    except MachineError as error:
+        raise MachineError(f"{error} Start it with `consilium coordinator start {federation.folder}`") from None
+
+
+class _Watch:
+    """Keeps the SuperLink's register as the folder has it, and tells who comes and goes."""
+
+    def __init__(self, federation: Federation, link: SuperLink, tell: Tell) -> None:
+        self._federation = federation
+        self._link = link
+        self._tell = tell
+        self._online: set[str] = set()
+        self._certificate = _content(federation.certificates)
+        self._damage = ""
+
+    def look(self, now: datetime) -> None:
+        """Compare once; a SuperLink that is just being revived, or a record that is damaged, waits for the next time."""
+        if self._has_new_certificate(now):
+            self._link.restart()
+            self._tell(f"the new certificate is in use, valid until {self._federation.server_facts().ends:%Y-%m-%d}")
+        try:
+            nodes = self._link.nodes()
+            todo = changes(self._federation.records(), nodes, now)
+            for node in todo.leave:
+                self._link.unregister(node.node_id)
+                self._tell(f"{node.name} is let in no more")
+            for record in todo.enter:
+                self._link.register_key(record.key_pem, record.name)
+                self._tell(
+                    f"{record.name} may connect, until {record.key_until:%Y-%m-%d}; key {record.key_fingerprint}"
+                )
+            self._tell_who(self._link.nodes() if todo.leave or todo.enter else nodes)
+            self._damage = ""
+        except (StateError, SettingsError, MachineError) as error:
+            if str(error) != self._damage:
+                LOG.warning("%s", error)
+            self._damage = str(error)
+
+    def summary(self, now: datetime) -> str:
+        """One line: how many sites there are, how long the certificate is good."""
+        records = self._federation.records()
+        joined = sum(record.takes_part(now) for record in records)
+        server = self._federation.server_facts()
+        soon = f"; RENEW IT: consilium federation renew {self._federation.folder}"
+        return (
+            f"{joined} of {len(records)} sites have joined; the certificate is valid until {server.ends:%Y-%m-%d}"
+            + soon * (server.days_left(now) < _RENEW_SOON_DAYS)
+        )
+
+    def _has_new_certificate(self, now: datetime) -> bool:
+        try:
+            content = _content(self._federation.certificates)
+            if content == self._certificate:
+                return False
+            self._certificate = content
+            self._federation.require_valid_certificates(now)
+        except StateError as error:
+            LOG.warning("%s", error)
+            return False
+        return True
+
+    def _tell_who(self, nodes: Sequence[RegisteredNode]) -> None:
+        online = {node.name for node in nodes if node.online}
+        for name in sorted(online - self._online):
+            self._tell(f"{name} is connected ({len(online)} of {len(nodes)})")
+        for name in sorted(self._online - online):
+            self._tell(f"{name} is not connected any more ({len(online)} of {len(nodes)})")
+        self._online = online
+
+
+def _content(certificates: ServerCertificate) -> bytes:
+    try:
+        return certificates.certificate.read_bytes()
+    except OSError as error:
+        raise StateError(f"{certificates.certificate} can not be read: {error}") from None

@@ -1,0 +1,564 @@
+"""A federation's folder: certificates, signing key, and what is known of every site. Files only; nothing runs here.
+
+::
+
+    FOLDER/
+      federation.toml       as given; `renew` reads names and address from it again
+      authority.pem         the certificate authority; sites are given it
+      signing.pem           Ed25519: signs catalogues (consilium catalogue build --key)
+      signing.pub           its public half, in hex: the sites' trusted-signers
+      tls/                  the authority's key, the SuperLink's certificate and key; former ones under tls/former/
+      sites/NAME.json       invitation, node key and when they run out
+      kits/NAME.tar.gz      to be sent to the site; deleted once it has joined
+      superlink/  log/      of the running coordinator
+
+A site is *invited* (a kit was made), *joined* (its key was accepted) or *revoked*. Dates are compared with a clock that the
+caller gives.
+"""
+
+import contextlib
+import fcntl
+import hmac
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from secrets import token_hex
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+
+from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.identity import (
+    Authority,
+    CertificateFacts,
+    ServerCertificate,
+    certificate_facts,
+    fingerprint,
+    issued_by,
+    make_authority,
+    make_server_certificate,
+    make_signing_key,
+    node_fingerprint,
+    node_key_pem,
+    private_folder,
+    public_key_of,
+)
+from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
+from consilium.common.settings import Name, NameList, Settings, load
+from consilium.server.kit import kit_files, pack
+
+LOOPBACK: Final = ("localhost", "127.0.0.1")
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[^\s/]+$")]
+
+
+class SuperLinkSettings(Settings):
+    """Where the SuperLink listens, and what the sites call it."""
+
+    address: str = Field(pattern=r"^[^\s/]+:\d{1,5}$", description="host:port that the sites connect to")
+    host: str = Field("0.0.0.0", description="address to listen on; all by default")  # noqa: S104 - the guard allows it
+    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0: that of the address")
+    dns_names: tuple[Text, ...] = Field((), description="further names the certificate is for")
+    ip_addresses: tuple[Text, ...] = Field((), description="further addresses the certificate is for")
+    certificate_days: int = Field(365, ge=1, le=3650, description="days the certificate is valid")
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if not 1 <= int(self.address.rpartition(":")[2]) <= 65535:
+            raise ValueError(f"address: a port is a number from 1 to 65535; got {self.address!r}")
+        wrong = [text for text in self.ip_addresses if not _is_ip(text)]
+        if wrong:
+            raise ValueError(f"ip-addresses: {', '.join(wrong)} is no IP address; names go to dns-names")
+        return self
+
+    @property
+    def listening_port(self) -> int:
+        """The port to listen on."""
+        return self.port or int(self.address.rpartition(":")[2])
+
+    @property
+    def certified(self) -> tuple[list[str], list[str]]:
+        """DNS names and IP addresses for the certificate: the address's host, those listed, and this machine itself."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        wanted = list(dict.fromkeys([host, *self.dns_names, *self.ip_addresses, *LOOPBACK]))
+        return [name for name in wanted if not _is_ip(name)], [name for name in wanted if _is_ip(name)]
+
+
+class InvitedSite(Settings):
+    """One site of the settings file."""
+
+    labels: NameList = Field((), description="what its masks show; those of the federation by default")
+
+
+class FederationSettings(Settings):
+    """``federation.toml``."""
+
+    name: Name
+    labels: NameList = Field(("lesion",), min_length=1, description="what the sites' masks show")
+    superlink: SuperLinkSettings
+    invitation_days: int = Field(30, ge=1, le=365, description="days in which a site may join with its kit")
+    key_days: int = Field(365, ge=1, le=3650, description="days a site's key is taken after it was accepted")
+    sites: dict[Name, InvitedSite] = Field(default_factory=dict)
+
+
+class SiteRecord(Settings):
+    """What is known of a site."""
+
+    name: Name
+    labels: NameList
+    invitation: str = Field("", description="secret of the kit that is out; empty: none is")
+    invited_until: AwareDatetime | None = None
+    key: str = Field("", description="node key, public, one OpenSSH line; empty: it has not joined")
+    key_until: AwareDatetime | None = None
+    revoked: AwareDatetime | None = None
+    former_keys: tuple[str, ...] = Field((), description="fingerprints of keys that are taken no more")
+
+    def takes_part(self, now: datetime) -> bool:
+        """Whether its key is to be let in."""
+        return bool(self.key) and self.revoked is None and self.key_until is not None and now < self.key_until
+
+    def is_invited(self, now: datetime) -> bool:
+        """Whether a kit is out with which it may still join."""
+        return bool(self.invitation) and self.invited_until is not None and now < self.invited_until
+
+    def state(self, now: datetime) -> str:
+        """In words."""
+        if self.revoked is not None:
+            return f"revoked {self.revoked:%Y-%m-%d}"
+        if self.key:
+            new = ", new kit out" if self.is_invited(now) else ""
+            return ("joined" if self.takes_part(now) else "KEY RAN OUT") + new
+        return "invited" if self.is_invited(now) else "INVITATION RAN OUT"
+
+    @property
+    def key_fingerprint(self) -> str:
+        """Of the present key; empty if there is none."""
+        return node_fingerprint(self.key.encode()) if self.key else ""
+
+    @property
+    def key_pem(self) -> bytes:
+        """The key as the SuperLink keeps it."""
+        return node_key_pem(self.key.encode())
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What `Federation.accept` did."""
+
+    record: SiteRecord
+    is_new: bool
+
+
+class Federation:
+    """A provisioned federation; made by `provision`, opened by `open_federation`.
+
+    Parameters
+    ----------
+    folder
+        Of the federation.
+    settings
+        Its ``federation.toml``.
+    """
+
+    def __init__(self, folder: Path, settings: FederationSettings) -> None:
+        self.folder: Final = folder
+        self.settings: Final = settings
+
+    @property
+    def certificates(self) -> ServerCertificate:
+        """For the SuperLink."""
+        return ServerCertificate(
+            self.folder / "authority.pem", self.folder / "tls" / "server.pem", self.folder / "tls" / "server.key"
+        )
+
+    @property
+    def signing_key(self) -> Path:
+        """Private key of the coordinator's signatures."""
+        return self.folder / "signing.pem"
+
+    @property
+    def signer(self) -> str:
+        """Public key of the coordinator's signatures, in hex."""
+        try:
+            return (self.folder / "signing.pub").read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise StateError(f"{self.folder / 'signing.pub'} can not be read: {error}; restore the folder") from None
+
+    @property
+    def superlink_home(self) -> Path:
+        """Home folder of the SuperLink."""
+        return self.folder / "superlink"
+
+    def kit(self, name: str) -> Path:
+        """Where a site's kit lies."""
+        return self.folder / "kits" / f"{name}.tar.gz"
+
+    def authority_facts(self) -> CertificateFacts:
+        """The certificate authority's certificate; `StateError` if it is missing or damaged."""
+        return _facts(self.certificates.authority)
+
+    def server_facts(self) -> CertificateFacts:
+        """The SuperLink's certificate; `StateError` if it is missing or damaged."""
+        return _facts(self.certificates.certificate)
+
+    def require_valid_certificates(self, now: datetime) -> None:
+        """Refuse to go on with a certificate that has run out, is not valid yet, or is of another authority.
+
+        Raises
+        ------
+        StateError
+            With what to do.
+        """
+        authority, server = self.authority_facts(), self.server_facts()
+        if not authority.is_valid(now):
+            raise StateError(
+                f"the certificate authority is valid from {authority.begins:%Y-%m-%d} to {authority.ends:%Y-%m-%d}; it is "
+                f"{now:%Y-%m-%d}: check the clock, or provision the federation anew and let every site join again"
+            )
+        if not server.is_valid(now):
+            raise StateError(
+                f"the SuperLink's certificate is valid from {server.begins:%Y-%m-%d} to {server.ends:%Y-%m-%d}; it is "
+                f"{now:%Y-%m-%d}: run `consilium federation renew {self.folder}`"
+            )
+        tls = self.certificates
+        if not issued_by(tls.certificate.read_bytes(), tls.authority.read_bytes()):
+            raise StateError(
+                f"{tls.certificate} is not of this federation's authority: run `consilium federation renew {self.folder}`"
+            )
+
+    def records(self) -> list[SiteRecord]:
+        """Every site, by name."""
+        return [load_record(path) for path in sorted((self.folder / "sites").glob("*.json"))]
+
+    def record(self, name: str) -> SiteRecord:
+        """One site; `SettingsError` names those there are."""
+        path = self._record_path(name)
+        if not path.is_file():
+            known = ", ".join(record.name for record in self.records()) or "none yet"
+            raise SettingsError(f"{name!r} is no site of {self.folder}; there are: {known}")
+        return load_record(path)
+
+    def add(self, name: str, labels: Sequence[str], now: datetime) -> Path:
+        """Invite a site, or one that was revoked again; returns its kit.
+
+        Raises
+        ------
+        StateError
+            If it is invited or has joined already.
+        SettingsError
+            If the name can not be a site's.
+        """
+        try:
+            record = SiteRecord(name=name, labels=tuple(labels) or self.settings.labels)
+        except ValueError:
+            raise SettingsError(
+                f"a site's name, and a label, has small letters, digits and '-', at most 63; got {name!r}, {', '.join(labels)!r}"
+            ) from None
+        if self._record_path(name).exists():
+            held = self.record(name)
+            if held.revoked is None:
+                raise StateError(
+                    f"{name} is {held.state(now)} already; for a new kit run `consilium federation renew {self.folder} {name}`"
+                )
+            record = record.model_copy(update={"former_keys": held.former_keys})
+        return self._invite(record, now)
+
+    def renew_site(self, name: str, now: datetime) -> Path:
+        """Make a new kit for a site, with which it joins with a new key; the present key is taken until then.
+
+        Raises
+        ------
+        StateError
+            If it is revoked.
+        """
+        record = self.record(name)
+        if record.revoked is not None:
+            raise StateError(
+                f"{name} is {record.state(now)}; to invite it again run `consilium federation add {self.folder} {name}`"
+            )
+        return self._invite(record, now)
+
+    def renew_server(self, now: datetime) -> CertificateFacts:
+        """Make a new key and certificate for the SuperLink, for the names in ``federation.toml``; the former are kept.
+
+        A coordinator that runs takes it up within seconds, and the sites notice nothing: their trust is in the authority.
+        """
+        authority = self.authority_facts()
+        if not authority.is_valid(now):
+            raise StateError(
+                f"the certificate authority ended on {authority.ends:%Y-%m-%d}: provision the federation anew with --force "
+                "and let every site join again"
+            )
+        tls, making = self.folder / "tls", self.folder / "tls" / "new"
+        shutil.rmtree(making, ignore_errors=True)
+        self._certify(making)
+        former = private_folder(tls / "former" / f"{now:%Y%m%dT%H%M%SZ}-{token_hex(2)}")
+        for name in ("server.key", "server.pem"):
+            if (tls / name).exists():
+                shutil.copy2(tls / name, former / name)
+        for name in ("server.key", "server.pem"):  # the certificate last: it is what a running coordinator watches
+            (making / name).replace(tls / name)
+        making.rmdir()
+        return self.server_facts()
+
+    def accept(self, request: JoinRequest, now: datetime) -> Accepted:
+        """Take a site's key, from a join file that `read_join` has checked.
+
+        Returns
+        -------
+        Accepted
+            ``is_new`` is False if the same key was accepted before.
+
+        Raises
+        ------
+        SettingsError
+            If there is no such site.
+        DataError
+            If the join file was not made with this federation's authority and the site's present invitation.
+        StateError
+            If the site is revoked, its invitation ran out, or the key was used before.
+        """
+        record = self.record(request.name)
+        authority = self.authority_facts().fingerprint
+        if request.authority != authority:
+            raise DataError(
+                f"{request.name} joins the federation with authority {request.authority}; this one's is {authority}: it used "
+                "the kit of another federation"
+            )
+        if record.revoked is not None:
+            raise StateError(f"{record.name} is {record.state(now)}; invite it again first")
+        if record.key == request.public_key and not record.invitation:
+            return Accepted(record, is_new=False)
+        if not record.invitation:
+            raise StateError(
+                f"{record.name} has joined with another key and no new kit is out; to let it change its key run "
+                f"`consilium federation renew {self.folder} {record.name}`"
+            )
+        if not record.is_invited(now):
+            raise StateError(
+                f"the invitation of {record.name} ran out on {record.invited_until:%Y-%m-%d}; run "
+                f"`consilium federation renew {self.folder} {record.name}` and send it the new kit"
+            )
+        if not hmac.compare_digest(request.invitation_tag, invitation_tag(record.invitation, request.statement)):
+            raise DataError(
+                f"{record.name}: the join file was not made with the kit that is out now; let the site join with the newest "
+                "kit, and ask who sent this one"
+            )
+        self._require_fresh_key(request, record)
+        former = record.former_keys + ((record.key_fingerprint,) if record.key else ())
+        accepted = record.model_copy(
+            update={
+                "key": request.public_key,
+                "key_until": now + timedelta(days=self.settings.key_days),
+                "invitation": "",
+                "invited_until": None,
+                "former_keys": former,
+            }
+        )
+        self._write(accepted)
+        self.kit(record.name).unlink(missing_ok=True)
+        return Accepted(accepted, is_new=True)
+
+    def revoke(self, name: str, now: datetime) -> SiteRecord:
+        """Let a site in no more; its key never comes back, and a kit that is out is void. Safe to repeat."""
+        record = self.record(name)
+        if record.revoked is not None:
+            return record
+        former = record.former_keys + ((record.key_fingerprint,) if record.key else ())
+        revoked = SiteRecord(name=record.name, labels=record.labels, revoked=now, former_keys=former)
+        self._write(revoked)
+        self.kit(name).unlink(missing_ok=True)
+        return revoked
+
+    def require_sites(self, names: Sequence[str], now: datetime) -> None:
+        """Refuse a study with sites that can not take part; `SettingsError` names all of them."""
+        known = {record.name: record for record in self.records()}
+        absent = [
+            f"{name} ({known[name].state(now) if name in known else 'unknown here'})"
+            for name in names
+            if name not in known or not known[name].takes_part(now)
+        ]
+        if absent:
+            raise SettingsError(
+                f"sites of the study that have not joined {self.folder}: {', '.join(absent)}; see `consilium federation show "
+                f"{self.folder}`"
+            )
+
+    def _require_fresh_key(self, request: JoinRequest, record: SiteRecord) -> None:
+        holders = {other.key_fingerprint: other.name for other in self.records() if other.key}
+        holders |= {key: other.name for other in self.records() for key in other.former_keys}
+        holder = holders.get(request.key_fingerprint)
+        if holder is not None:
+            raise StateError(
+                f"the key that {record.name} sent is or was the key of {holder}; every site, and every renewal, has a new one: "
+                "let it run `consilium-site join KIT --folder FOLDER --new-key`"
+            )
+
+    def _invite(self, record: SiteRecord, now: datetime) -> Path:
+        authority = self.authority_facts()
+        if not authority.is_valid(now):
+            self.require_valid_certificates(now)
+        until = (now + timedelta(days=self.settings.invitation_days)).replace(microsecond=0)
+        invited = record.model_copy(update={"invitation": token_hex(32), "invited_until": until, "revoked": None})
+        facts = KitFacts(
+            federation=self.settings.name,
+            site=record.name,
+            superlink=self.settings.superlink.address,
+            authority=authority.fingerprint,
+            signer=self.signer,
+            invitation=invited.invitation,
+            expires=until,
+        )
+        packed = pack(kit_files(facts, record.labels, self.certificates.authority.read_bytes()), int(now.timestamp()))
+        self._write(invited)
+        private_folder(self.folder / "kits")
+        _replace(self.kit(record.name), packed)
+        return self.kit(record.name)
+
+    def _certify(self, folder: Path) -> None:
+        authority = Authority(self.folder / "authority.pem", self.folder / "tls" / "authority.key")
+        dns_names, addresses = self.settings.superlink.certified
+        make_server_certificate(folder, authority, dns_names, addresses, self.settings.superlink.certificate_days)
+
+    def _record_path(self, name: str) -> Path:
+        return self.folder / "sites" / f"{name}.json"
+
+    def _write(self, record: SiteRecord) -> None:
+        text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+        _replace(self._record_path(record.name), text.encode())
+
+
+def provision(settings_file: Path, folder: Path, now: datetime, *, force: bool = False) -> Federation:
+    """Make a federation: authority, SuperLink's certificate, signing key, a kit for every site of the file.
+
+    Parameters
+    ----------
+    settings_file
+        A ``federation.toml``.
+    folder
+        Receives it all, mode 0700.
+    now
+        With a time zone.
+    force
+        Put a federation that is there already aside, under a name with the date, and make a new one.
+
+    Raises
+    ------
+    SettingsError
+        If the settings are wrong.
+    StateError
+        If the folder holds something, and ``force`` is not given.
+    """
+    settings = load(FederationSettings, settings_file)
+    content = settings_file.read_bytes()
+    folder = folder.resolve()
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise StateError(
+                f"{folder} is not empty, and keys are never overwritten: to add a site run `consilium federation add {folder} "
+                "NAME`; to start anew, with every site joining again, give --force (what is there is put aside)"
+            )
+        with in_use(folder):  # not under a coordinator that runs
+            folder.rename(folder.with_name(f"{folder.name}.before-{now:%Y%m%dT%H%M%SZ}-{token_hex(2)}"))
+    # Made under another name first, so that a stopped provisioning leaves nothing that looks whole.
+    making = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(making, ignore_errors=True)
+    private_folder(making)
+    with _removed_on_error(making):
+        federation = Federation(making, settings)
+        (making / "federation.toml").write_bytes(content)
+        authority = make_authority(making / "tls", f"consilium {settings.name}"[:64])
+        authority.certificate.rename(making / "authority.pem")
+        federation._certify(making / "tls")
+        key = make_signing_key(federation.signing_key)
+        (making / "signing.pub").write_text(public_key_of(key).hex() + "\n", "ascii")
+        private_folder(making / "sites")
+        for name, site in settings.sites.items():
+            federation.add(name, site.labels, now)
+        if folder.exists():
+            folder.rmdir()
+        making.rename(folder)
+    return Federation(folder, settings)
+
+
+def open_federation(folder: Path) -> Federation:
+    """Open what `provision` made; `StateError` if it is something else."""
+    folder = folder.resolve()
+    if not (folder / "federation.toml").is_file() or not (folder / "tls" / "authority.key").is_file():
+        raise StateError(
+            f"{folder} is no federation's folder: federation.toml or tls/authority.key is missing; make one with "
+            "`consilium provision FEDERATION.toml --out FOLDER`"
+        )
+    return Federation(folder, load(FederationSettings, folder / "federation.toml"))
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep the folder for one coordinator; `StateError` if one runs on it."""
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(f"a coordinator runs on {folder}; stop it first") from None
+        yield
+
+
+def load_record(path: Path) -> SiteRecord:
+    """Read a site's record; `StateError` if it is damaged."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return SiteRecord.model_validate(values)
+    except (OSError, ValueError) as error:
+        raise StateError(
+            f"{path} is damaged: {error}; restore it from a backup, or delete it and add the site"
+        ) from None
+
+
+def signer_fingerprint(federation: Federation) -> str:
+    """Of the coordinator's signing key, for people to compare."""
+    return fingerprint(bytes.fromhex(federation.signer))
+
+
+def utc_now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
+def _facts(path: Path) -> CertificateFacts:
+    try:
+        return certificate_facts(path.read_bytes(), str(path))
+    except OSError as error:
+        raise StateError(f"{path} can not be read: {error}; restore it from a backup") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 in one step: a reader sees the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{token_hex(4)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""From nothing to the first study and out again, by the commands alone: provision, join, accept, start, run, revoke."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tomli_w
+from rich.console import Console
+
+from consilium.common.catalogue import SIGNATURE_DOMAIN
+from consilium.common.identity import load_signing_key, public_key_of, sign
+from consilium.common.processes import Child, ProcessGroup, free_port
+from consilium.common.settings import parse, read_toml
+from consilium.server.run_folder import RunFolder
+from consilium.server.simulate import simulate
+from consilium.server.simulation import SimulatedStudy, site_home
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+FACTS = ("pseudo_masks.u8", "selection.csv", "student/student.safetensors")
+
+
+def one_site() -> SimulatedStudy:
+    document = read_toml(ROOT / "tests" / "tiny.toml")
+    document["sites"] = ["north"]
+    document["simulation"]["sites"] = {"north": document["simulation"]["sites"]["north"]}
+    document["fine-tune"] = {"sites": []}
+    return parse(SimulatedStudy, document, "one site")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study, run in one process: a trained teacher, a catalogue, and what must come out."""
+    folder = tmp_path_factory.mktemp("inline") / "run"
+    with (folder.parent / "log").open("w") as log:
+        simulate(one_site(), folder, "inline", Console(file=log))
+    return folder
+
+
+@pytest.fixture
+def running() -> Iterator[ProcessGroup]:
+    with ProcessGroup() as group:
+        yield group
+
+
+def command(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / name), *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def done(name: str, *arguments: str | Path) -> str:
+    ended = command(name, *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def faults(name: str, *arguments: str | Path) -> dict[str, str]:
+    told = json.loads(command(name, *arguments, "--json").stdout)
+    return {found["what"]: found["said"] for found in told["findings"] if found["status"] == "wrong"}
+
+
+def move_in(finished: Path, home: Path) -> None:
+    """Give a site that has joined the teacher and the images of the simulated one."""
+    source = site_home(RunFolder(finished), "north")
+    for name in ("teacher", "data"):
+        shutil.copytree(source / name, home / name)
+    trained, joined = read_toml(source / "site.toml"), read_toml(home / "site.toml")
+    own = {key: trained[key] for key in ("teacher", "training", "data")}
+    joined["policy"]["min-images"] = 1  # it tests on six
+    (home / "site.toml").write_text(tomli_w.dumps(joined | own))
+
+
+def run_folder(finished: Path, folder: Path, key: Path) -> Path:
+    """A run folder with the catalogue alone, signed by this federation."""
+    shutil.copytree(finished / "catalogue", folder / "catalogue")
+    signing = load_signing_key(key)
+    data = (folder / "catalogue" / "manifest.json").read_bytes()
+    (folder / "catalogue" / "signature.bin").write_bytes(sign(signing, SIGNATURE_DOMAIN, data))
+    (folder / "catalogue" / "signer.pub").write_bytes(public_key_of(signing))
+    return folder
+
+
+def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
+    finished: Path, running: ProcessGroup, tmp_path: Path
+) -> None:
+    federation, home = tmp_path / "federation", tmp_path / "north"
+    address = f"127.0.0.1:{free_port()}"
+    settings = {"name": "trial", "superlink": {"address": address, "host": "127.0.0.1"}, "sites": {"north": {}}}
+    (tmp_path / "federation.toml").write_text(tomli_w.dumps(settings))
+
+    done("consilium", "provision", tmp_path / "federation.toml", "--out", federation)
+    there = done("consilium-site", "join", federation / "kits" / "north.tar.gz", "--folder", home)
+    here = done("consilium", "federation", "accept", federation, home / "north.join")
+    fingerprint = next(line for line in here.splitlines() if "SHA256:" in line)
+    assert fingerprint in there
+
+    coordinator = running.add(
+        Child("coordinator", [str(BIN / "consilium"), "coordinator", "start", str(federation)], tmp_path / "c.log")
+    )
+    coordinator.wait_until(lambda: "1 of 1 sites have joined" in coordinator.tail(), 60)
+    move_in(finished, home)
+    site = running.add(
+        Child("site", [str(BIN / "consilium-site"), "start", str(home / "site.toml")], tmp_path / "s.log")
+    )
+    coordinator.wait_until(lambda: "north is connected (1 of 1)" in coordinator.tail(), 60)
+    assert not faults("consilium", "doctor", federation)
+    assert not faults("consilium-site", "doctor", home / "site.toml")
+
+    folder = run_folder(finished, tmp_path / "run", federation / "signing.pem")
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(one_site().study.model_dump(mode="json", by_alias=True)))
+    done("consilium", "catalogue", "seal", folder, "--key", federation / "signing.pem")
+    shown = command("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
+    assert (shown.returncode, "north: takes no part: not consented" in shown.stderr) == (1, True)
+    assert "36 of 36" in done("consilium-site", "review", home / "site.toml").replace("\n", " ")
+    done("consilium-site", "approve", home / "site.toml", "tiny")
+    done("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
+    for name in FACTS:
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+    done("consilium", "federation", "revoke", federation, "north")
+    coordinator.wait_until(lambda: "north is let in no more" in coordinator.tail(), 30)
+    site.wait_until(lambda: "is refused by the SuperLink" in site.tail(), 90)
+    assert "does not know this site's key" in faults("consilium-site", "doctor", home / "site.toml")["registration"]
+    again = command("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
+    assert (again.returncode, "north (revoked" in again.stderr) == (2, True)
+    assert coordinator.stop() == 0
