@@ -148,6 +148,9 @@ def test_a_site_that_joins_has_all_it_needs_for_its_owner_alone(kit_path: Path, 
         text = (home / name).read_text()
         assert str(home) in text
         assert "@" not in text
+    service = pytest.importorskip("yaml").safe_load((home / "compose.yaml").read_text())["services"]["site"]
+    assert service["volumes"] == [f"{home}:/site"]
+    assert service["build"]["dockerfile_inline"].startswith("FROM python:")
 
 
 def test_joining_again_keeps_the_key_and_what_was_changed_by_hand(kit_path: Path, tmp_path: Path) -> None:
