@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/consilium demo
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(STAMP)
 
@@ -44,6 +44,8 @@ wheel: install
 proto: install links
 	cd build/links && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  consilium/clients/gateway.proto
+	cd build/links && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
+	  consilium/clients/teachers/inference.proto
 
 clean:
 	rm -rf $(VENV) build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

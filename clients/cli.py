@@ -17,6 +17,7 @@ import typer
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 
 if TYPE_CHECKING:
+    from consilium.clients.check import Checked
     from consilium.clients.settings import SiteHome
     from consilium.clients.supernode import SuperNode
     from consilium.common.training.loop import Progress
@@ -105,6 +106,39 @@ def fine_tune(
         f"{tuned.after.n} test images: {tuned.before.mean:.1f} % before, {tuned.after.mean:.1f} % after. It is in "
         f"{home.fine_tuned_teacher}\n{use}"
     )
+
+
+@app.command(epilog="Example: consilium-site check hospital/site.toml")
+def check(
+    settings: SettingsFile,
+    write_temperature: Annotated[
+        bool,
+        typer.Option("--write-temperature", help="Set teacher.temperature in SITE.toml, if a better one is found."),
+    ] = False,
+) -> None:
+    """Test the site's teacher on its own labelled test images, and name what is wrong with its settings.
+
+    Tells Dice, false alarms and misses, and the temperature that makes its probabilities true. A picture and the teacher card
+    lie in the folder check/ afterwards. The exit status is 2 where something has to be mended.
+    """
+    home = _load(settings)
+    from consilium.clients import check as checking
+
+    with _counting(f"asking the teacher of {home.settings.name}") as on_images:
+        checked = checking.check_teacher(home, on_images)
+    _show_checked(home, checked)
+    for finding in checked.findings:
+        sys.stderr.write(f"\nWRONG ({finding.name}): {finding.seen}\n  to mend it: {finding.remedy}\n")
+    if checked.findings:
+        raise typer.Exit(2)
+    found = checked.calibrated
+    if found is None or not found.advised:
+        return
+    if write_temperature:
+        checking.write_temperature(settings, found.best)
+        _say(f"teacher.temperature = {found.best:g} is set in {settings}")
+    else:
+        _say(f"To use it: --write-temperature, or teacher.temperature = {found.best:g} in {settings}")
 
 
 @app.command(epilog="Example: consilium-site start hospital/site.toml")
@@ -214,13 +248,19 @@ Rows = Iterator[tuple[str, str]]
 
 
 def _teacher_rows(home: "SiteHome") -> Rows:
+    from consilium.clients.teachers.settings import CheckpointSettings
+
     teacher = home.settings.teacher
-    card = home.teacher / "card.json"
     yield "labels", ", ".join(home.settings.labels)
+    if not isinstance(teacher, CheckpointSettings):
+        size = " x ".join(map(str, teacher.size)) if teacher.size else "native size"
+        yield "teacher", f"{teacher.kind}, {size}, {teacher.channels} channels, {teacher.output}"
+        return
     yield (
         "teacher",
         f"{teacher.network.name}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}",
     )
+    card = home.teacher / "card.json"
     if not card.is_file():
         yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
         return
@@ -251,6 +291,53 @@ def _policy_rows(home: "SiteHome") -> Rows:
         yield "trusted signers", "EVERYONE (auto-approve; for simulations only)"
     else:
         yield "trusted signers", "\n".join(policy.trusted_signers) or "nobody yet: every study is refused"
+
+
+def _show_checked(home: "SiteHome", checked: "Checked") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"teacher of {home.settings.name}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in (*_teacher_rows(home), *_checked_rows(checked)):
+        table.add_row(*row)
+    table.add_row("kept in", str(home.checks))
+    Console().print(table)
+
+
+def _checked_rows(checked: "Checked") -> Rows:
+    yield "test images", str(checked.images)
+    if checked.dice is None or checked.iou is None:
+        return
+    yield "Dice here", f"{checked.dice.mean:.1f} +- {checked.dice.std:.1f} %"
+    yield "IoU", f"{checked.iou.mean:.1f} +- {checked.iou.std:.1f} %"
+    yield "misses", f"{checked.misses} of {checked.shown} targets are not touched at all"
+    yield (
+        "false alarms",
+        f"in {checked.alarms} of {checked.empty} without a target" if checked.empty else "no image to tell",
+    )
+    found = checked.calibrated
+    if found is None or checked.findings:
+        yield "calibration", "to be looked at when the teacher is right" if checked.findings else "none to tell"
+        return
+    yield "calibration error", f"{found.ece:.4f} at temperature {found.temperature:g}"
+    advice = "" if found.advised else "; it is set" if found.is_set else ": no better on other images, leave it"
+    yield "likeliest temperature", f"{found.best:g}, calibration error {found.ece_best:.4f}{advice}"
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how many images are done, on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _load(settings: Path) -> "SiteHome":

@@ -179,9 +179,9 @@ def judge(masks: "npt.NDArray[np.floating]", shown: str) -> Finding:
 
 
 def _opened(home: SiteHome) -> "Teacher":
-    from consilium.clients.teachers.checkpoint import CheckpointTeacher
+    from consilium.clients.teachers.opening import open_teacher
 
-    return CheckpointTeacher(home.teacher, home.settings.teacher, home.settings.training.device)
+    return open_teacher(home)
 
 
 def _image(path: Path | None) -> "npt.NDArray[np.uint8]":

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
-from consilium.common.errors import StateError
-from consilium.common.networks.settings import NetworkSettings
+from consilium.clients.teachers.settings import CheckpointSettings, ForeignSettings, TeacherSettings
+from consilium.common.errors import SettingsError, StateError
 from consilium.common.settings import Name, NameList, Settings, load
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
@@ -23,20 +23,17 @@ _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 
 
-class TeacherSettings(Settings):
-    """The site's own model."""
-
-    network: NetworkSettings = NetworkSettings(name="unet")
-    size: int = Field(384, ge=32, le=2048, description="height and width the teacher works at, in pixels")
-    channels: Literal[1, 3] = 1
-    output: Literal["soft", "binary"] = Field("soft", description="whether it offers soft masks or only binary ones")
-    folder: str = Field("teacher", description="where it is kept; relative to the settings file")
-
-
 class TeacherTraining(TrainingSettings):
     """How the teacher is trained."""
 
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_long_as_the_paper(cls, values: Any) -> Any:
+        """Let a site whose teacher comes trained name its device alone."""
+        told = isinstance(values, dict) and {"epochs", "image-budget", "image_budget"} & values.keys()
+        return values if told or not isinstance(values, dict) else {"epochs": "paper", **values}
 
 
 class DataSettings(Settings):
@@ -77,8 +74,8 @@ class SiteSettings(Settings):
     label_map: dict[Name, NameList] = Field(
         default_factory=dict, description="for a study's label, those of the labels above that it means"
     )
-    teacher: TeacherSettings = TeacherSettings()
-    training: TeacherTraining = TeacherTraining(epochs="paper")
+    teacher: TeacherSettings = CheckpointSettings()
+    training: TeacherTraining = TeacherTraining()
     fine_tune: FineTuningSettings = FineTuningSettings()
     data: DataSettings = DataSettings()
     policy: Policy = Policy()
@@ -95,6 +92,15 @@ class SiteSettings(Settings):
                 raise ValueError(
                     f"label-map.{label} names {', '.join(strangers)}, not among the labels {', '.join(self.labels)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_label_has_a_channel(self) -> Self:
+        teacher = self.teacher
+        if isinstance(teacher, ForeignSettings) and teacher.output_channels:
+            count = len(teacher.output_channels)
+            if count != len(self.labels):
+                raise ValueError(f"teacher.output-channels: one for each of the {len(self.labels)} labels; got {count}")
         return self
 
 
@@ -114,9 +120,25 @@ class SiteHome:
     folder: Path
 
     @property
+    def trainable(self) -> CheckpointSettings:
+        """What is said of the teacher, if it is one that is trained here; else `SettingsError`."""
+        teacher = self.settings.teacher
+        if not isinstance(teacher, CheckpointSettings):
+            raise SettingsError(
+                f'a teacher of kind "{teacher.kind}" comes trained: only teacher.kind = "checkpoint" is trained and fine-tuned '
+                "here. `consilium-site check SITE.toml` tests it."
+            )
+        return teacher
+
+    @property
     def teacher(self) -> Path:
-        """Folder of the trained teacher."""
-        return self.folder / self.settings.teacher.folder
+        """Folder of the teacher that is trained here; see `trainable`."""
+        return self.folder / self.trainable.folder
+
+    @property
+    def checks(self) -> Path:
+        """Folder of what `consilium-site check` found."""
+        return self.folder / "check"
 
     @property
     def fine_tuned_teacher(self) -> Path:

@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -61,12 +61,15 @@ class Site:
         The site's settings and folder; what it is shown and given is kept there.
     teacher
         Its model. It is asked by one thread at a time.
+    checked
+        What the coordinator is told of the teacher's check, beside the teacher's own card.
     """
 
-    def __init__(self, home: SiteHome, teacher: Teacher) -> None:
+    def __init__(self, home: SiteHome, teacher: Teacher, checked: Mapping[str, object] | None = None) -> None:
         self._home: Final = home
         self._settings: Final = home.settings
         self._teacher: Final = teacher
+        self._card: Final = {**teacher.card, **(checked or {})}
         self._studies: Final = StudyBook(home)
         self._audit: Final = Audit(home.audit_log)
         self._asking = threading.Lock()
@@ -141,9 +144,9 @@ class Site:
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
-            output=policy.output_kind(self._settings.policy, self._settings.teacher.output),
+            output=policy.output_kind(self._settings.policy, self._settings.teacher.offers),
             labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
-            teacher=json.dumps(dict(self._teacher.card), sort_keys=True),
+            teacher=json.dumps(self._card, sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
         )
 
@@ -178,7 +181,7 @@ class Site:
         """The coded masks of a few images, limited to what may leave."""
         self._go_on()
         soft = self._ask_teacher(shown.images.take(ids), shown.study)
-        limited = policy.limit_output(self._settings.policy, self._settings.teacher.output, soft)
+        limited = policy.limit_output(self._settings.policy, self._settings.teacher.offers, soft)
         return [soft_mask.encode(mask) for mask in limited]
 
     def _ask_teacher(self, images: npt.NDArray[np.uint8], study: Study) -> soft_mask.SoftMasks:
@@ -305,13 +308,14 @@ def _count(folder: Path) -> int:
 
 
 def open_site(home: SiteHome) -> Site:
-    """Open a site with the teacher that was trained for it.
+    """Open a site with the teacher that its settings name.
 
     Raises
     ------
-    StateError
-        If there is no trained teacher, or it is damaged.
+    ConsiliumError
+        If there is none, or it is damaged or not what the settings say.
     """
-    from consilium.clients.teachers.checkpoint import CheckpointTeacher
+    from consilium.clients.teachers import card
+    from consilium.clients.teachers.opening import open_teacher
 
-    return Site(home, CheckpointTeacher(home.teacher, home.settings.teacher, home.settings.training.device))
+    return Site(home, open_teacher(home), card.summary(home))

@@ -52,7 +52,7 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     found = trained_result(home)
     if found is not None:
         return found
-    teacher = home.settings.teacher
+    teacher = home.trainable
     train = _training_data(home)
     private_folder(home.teacher)
     module = build(teacher.network, teacher.channels, len(home.settings.labels), home.settings.training.seed)
@@ -108,7 +108,7 @@ def fine_tune_teacher(
     DataError
         If the data cannot be used, or no image would be left to test on.
     """
-    target, teacher = home.fine_tuned_teacher, home.settings.teacher
+    target, teacher = home.fine_tuned_teacher, home.trainable
     if not (home.teacher / CARD_NAME).is_file():
         raise StateError(f"{home.teacher} holds no trained teacher; train it with `consilium-site train SITE.toml`")
     if (target / CARD_NAME).is_file() and not force:
@@ -171,7 +171,7 @@ def _test_data(home: SiteHome) -> labelled.Labelled | None:
 
 def _in_teacher_form(data: labelled.Labelled, home: SiteHome) -> labelled.Labelled:
     """Bring images and masks to the teacher's size and channels."""
-    teacher = home.settings.teacher
+    teacher = home.trainable
     images = geometry.to_size(geometry.to_channels(data.images, teacher.channels), teacher.size)
     return labelled.Labelled(images, geometry.to_masks(data.masks, teacher.size), data.sources, data.groups)
 

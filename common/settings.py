@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
@@ -70,7 +70,10 @@ def parse(model: type[SettingsT], values: Mapping[str, Any], origin: str) -> Set
 
 
 def _fault(model: type[BaseModel], fault: dict[str, Any]) -> str:
-    where = ".".join(kebab(str(part)) for part in fault["loc"]) or "settings"
+    loc = _without_kinds(model, fault["loc"])
+    where = ".".join(kebab(str(part)) for part in loc) or "settings"
+    if fault["type"] == "union_tag_invalid":
+        return f"{where}.kind: one of {fault['ctx']['expected_tags']}; got {fault['ctx']['tag']!r}"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])
         return f"{where}: unknown key" + (f"; known here: {', '.join(known)}" if known else "")
@@ -80,14 +83,38 @@ def _fault(model: type[BaseModel], fault: dict[str, Any]) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    here: type[BaseModel] | None = model
+    here: object = model
     for part in path:
-        if here is None or not isinstance(part, str):
-            return []
-        fields = {kebab(name): info for name, info in here.model_fields.items()}
-        kind = fields[kebab(part)].annotation if kebab(part) in fields else None
-        here = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return [kebab(name) for name in here.model_fields] if here else []
+        here = _below(here, part)
+    return [kebab(name) for name in here.model_fields] if _is_model(here) else []
+
+
+def _without_kinds(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str | int]:
+    """Leave out of a path what pydantic puts there for a table of several kinds: the kind."""
+    here: object = model
+    kept = []
+    for part in path:
+        if _is_model(here) or not _members(here):
+            kept.append(part)
+        here = _below(here, part)
+    return kept
+
+
+def _below(here: object, part: str | int) -> object:
+    """What lies at a key of a model, or which model a kind stands for; None where nothing is known."""
+    if _is_model(here):
+        fields = {kebab(name): info.annotation for name, info in here.model_fields.items()}
+        return fields.get(kebab(str(part)))
+    return next((one for one in _members(here) if part in get_args(one.model_fields["kind"].annotation)), None)
+
+
+def _members(kinds: object) -> list[type[BaseModel]]:
+    """The models of a table of several kinds."""
+    return [one for one in get_args(kinds) if _is_model(one) and "kind" in one.model_fields]
+
+
+def _is_model(one: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(one, type) and issubclass(one, BaseModel)
 
 
 def load(model: type[SettingsT], path: Path) -> SettingsT:

@@ -42,10 +42,25 @@ class CollectSettings(Settings):
 class FusionSettings(Settings):
     """How the sites' soft masks become one pseudo mask."""
 
-    method: Literal["weighted-mean"] = "weighted-mean"
-    weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(_split_weights)] = Field(
-        default_factory=dict, description="relative whole-number weights; a site that is not named weighs 1"
+    method: Literal["weighted-mean", "trimmed-mean", "median"] = "weighted-mean"
+    trim: int = Field(
+        1, ge=1, le=100, description="trimmed-mean: how many of the lowest, and of the highest levels are left out"
     )
+    weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(_split_weights)] = Field(
+        default_factory=dict,
+        description="weighted-mean: relative whole-number weights; a site that is not named weighs 1",
+    )
+
+    @model_validator(mode="after")
+    def _robust_fusions_count_sites(self) -> Self:
+        if self.weights and self.method != "weighted-mean":
+            raise ValueError(f"weights are for the weighted-mean; in a {self.method} every site counts as one")
+        return self
+
+    @property
+    def least_sites(self) -> int:
+        """Sites that must answer for a pseudo mask to be made."""
+        return 2 * self.trim + 1 if self.method == "trimmed-mean" else 1
 
 
 class ExclusionSettings(Settings):
@@ -103,6 +118,12 @@ class Study(Settings):
                 raise ValueError(f"{where} names {', '.join(strangers)}, not among the sites {', '.join(self.sites)}")
         if self.collect.quorum > len(self.sites):
             raise ValueError(f"collect.quorum is at most the number of sites, {len(self.sites)}")
+        if self.quorum < self.fusion.least_sites:
+            raise ValueError(
+                f"fusion.trim = {self.fusion.trim} leaves out {self.fusion.trim} sites' levels on either side, and needs at "
+                f"least {self.fusion.least_sites} sites, and a collect.quorum of as many; got {len(self.sites)} sites and a "
+                f"quorum of {self.quorum}"
+            )
         return self
 
     @property

@@ -11,6 +11,9 @@ from importlib.metadata import version
 from typing import Annotated, Final, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from google.protobuf.message import DecodeError
 from pydantic import Field, StringConstraints, ValidationError
 
 from consilium.common.errors import ErrorCode, WireError
@@ -197,6 +200,20 @@ def validated(kind: type[MessageT], fields: dict[str, object]) -> MessageT:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['type']}" for f in error.errors(include_input=False))
         raise WireError(ErrorCode.BAD_MESSAGE, faults[:500]) from None
+
+
+def to_bytes(message: Envelope) -> bytes:
+    """Give a message the form in which it is kept on the disk: its record, as Flower writes it."""
+    return bytes(recorddict_to_proto(to_record(message)).SerializeToString(deterministic=True))
+
+
+def from_bytes(kind: type[MessageT], data: bytes) -> MessageT:
+    """Read what `to_bytes` gave; `WireError` as `from_record` has it, ``bad-message`` for bytes that are damaged."""
+    try:
+        record = recorddict_from_proto(RecordDictProto.FromString(data))
+    except (DecodeError, ValueError, TypeError, KeyError):
+        raise WireError(ErrorCode.BAD_MESSAGE, "the bytes are no record") from None
+    return from_record(kind, record)
 
 
 def error_record(code: ErrorCode) -> RecordDict:

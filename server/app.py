@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
@@ -35,7 +36,8 @@ class GridPost:
     def __init__(self, grid: Grid, sites: tuple[str, ...]) -> None:
         self._grid: Final = grid
         self._sites: Final = sites
-        self._pending: Final[set[str]] = set()
+        self._pending: Final[dict[str, tuple[str, str]]] = {}  # site, and when its SuperNode had joined
+        self._joined: Final[dict[str, str]] = {}
 
     def connected(self) -> set[str]:
         """Sites that are online."""
@@ -44,6 +46,7 @@ class GridPost:
     def _nodes(self) -> dict[str, int]:
         nodes = list(self._grid.get_nodes())
         named = {node.name: node.node_id for node in nodes if node.name in self._sites}
+        self._joined.update({node.name: node.last_activated_at for node in nodes if node.name in named})
         if named or any(node.name for node in nodes):
             return named
         return dict(zip(self._sites, sorted(node.node_id for node in nodes), strict=False))
@@ -57,21 +60,32 @@ class GridPost:
         [ticket] = self._grid.push_messages([message])
         if not ticket:
             raise WireError(ErrorCode.SITE_UNREACHABLE, "the SuperLink did not take the message")
-        self._pending.add(ticket)
+        self._pending[ticket] = (site, self._joined.get(site, ""))
         return ticket
 
     def receive(self) -> list[Letter]:
-        """Collect answers; a delivery that failed comes back as ``site-unreachable``."""
-        letters = []
-        for message in self._grid.pull_messages(list(self._pending)):
-            ticket = (
-                message.metadata.reply_to_message_id
-            )  # an error of the SuperLink's own comes from node 1: go by this
-            self._pending.discard(ticket)
-            letters.append(Letter(ticket, ErrorCode.SITE_UNREACHABLE if message.has_error() else message.content))
+        """Collect answers, and what became of messages that will have none.
+
+        One that was lost comes back as ``site-unreachable``, one that the site's ClientApp failed at as ``site-failed``. A
+        SuperNode that has joined anew since a message was sent has forgotten it, and Flower waits for its answer in vain.
+        """
+        lost = [ticket for ticket, (site, joined) in self._pending.items() if self._joined.get(site, "") != joined]
+        letters = [Letter(ticket, ErrorCode.SITE_UNREACHABLE) for ticket in lost]
+        for message in self._grid.pull_messages([ticket for ticket in self._pending if ticket not in lost]):
+            ticket = message.metadata.reply_to_message_id  # the sender of an error may be the SuperLink: go by this
+            self._pending.pop(ticket, None)
+            letters.append(Letter(ticket, _fault(message) if message.has_error() else message.content))
+        for ticket in lost:
+            del self._pending[ticket]
         if not letters:
             time.sleep(POLL_S)
         return letters
+
+
+def _fault(message: Message) -> ErrorCode:
+    """Whether an error is the SuperLink's, which lost the message, or the site's."""
+    from_superlink = message.metadata.src_node_id == SUPERLINK_NODE_ID
+    return ErrorCode.SITE_UNREACHABLE if from_superlink else ErrorCode.SITE_FAILED
 
 
 def open_run(root: Path) -> tuple[RunFolder, StudyRun]:
@@ -93,6 +107,16 @@ def run_stages(run: StudyRun, post: GridPost) -> None:
     run.evaluate(post)
     run.fine_tune(post)
     write_report(run)
+
+
+def _report_anyway(run: StudyRun) -> None:
+    """Let metrics and report say what stopped the study, if they can still be written."""
+    try:
+        from consilium.server.report import write_report
+
+        write_report(run)
+    except Exception as error:
+        log(ERROR, "consilium: the report could not be written: %s", error)
 
 
 @app.main()
@@ -118,6 +142,7 @@ def main(grid: Grid, context: Context) -> None:
             except Exception as error:
                 told = str(error) if isinstance(error, ConsiliumError) else f"{type(error).__name__}: {error}"
                 run.ledger.keep_result("", "failure", told)
+                _report_anyway(run)
                 raise
             finally:
                 run.ledger.close()

@@ -176,6 +176,24 @@ def run_study(
     report(folder)
 
 
+@app.command(epilog="Examples:  consilium status runs/demo --watch;  in a script:  consilium status runs/demo --json")
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="go on showing it until the study ends")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines; with --watch a line for every change")] = False,
+) -> None:
+    """Show where a study is: every stage, every site, and what went wrong.
+
+    Ends with 0 if the study is finished, goes on or has not begun; with 1 if it failed or was interrupted.
+    """
+    from consilium.server.report.progress import follow_status
+    from consilium.server.status import WRONG
+
+    word = follow_status(run, Console(), watch=watch, as_json=as_json)
+    if word in WRONG:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example:  consilium distill runs/demo")
 def distill(run: RunArgument) -> None:
     """Select images and train the student from the soft masks collected in a run folder; needs no site."""

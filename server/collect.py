@@ -1,13 +1,17 @@
 """Collecting: ask every site for soft masks, chunk by chunk; fold each answer as it comes, and forget it.
 
-Memory is that of the chunks in flight, whatever the number of sites and images. A chunk is finished when every site that
-still takes part has answered or run late, and a quorum did; then its pseudo masks are written, and only then the ledger
-says so. A site that fails is left out from there on, and named; the study goes on while the quorum holds.
+Memory is that of the chunks in flight, whatever the number of sites and images (`fusion/methods.py` tells the exception). A chunk
+is finished when every site that still takes part has answered, and a quorum did; then its pseudo masks are written, and only
+then the ledger says so. Until then the ledger holds the answers as they came: a coordinator that was killed folds them again
+and asks nobody twice.
+
+A site that breaks the contract or refuses is left out from there on, and named; the study goes on while the quorum holds. One
+that is late, or away for too long, is left out until it is back: then it is asked for the chunks that are still open.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +21,15 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.errors import ErrorCode, StudyError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.server.fusion import weighted_mean
-from consilium.server.inquiry import Inquiry, Post
+from consilium.server import agreement
+from consilium.server.fusion.methods import method_of
+from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
 
 STAGE: Final = "collect"
+ABSENT: Final = frozenset({ErrorCode.SITE_UNREACHABLE, ErrorCode.TOO_LATE})
+"""What a site does not do of its own will: it may take part again."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,10 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: weighted_mean.WeightedMean
-    open_sites: set[str]
+    fused: Any
+    open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
+    samples: dict[str, agreement.Sample] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,6 +88,8 @@ class Collector:
         Per site, the positions of the study's labels it knows: its masks are of those. Each label is known to one at least.
     on_chunk
         Told after each finished chunk: images done, images in all.
+    on_look
+        Told every few seconds which sites are connected.
     """
 
     study: Study
@@ -92,6 +102,7 @@ class Collector:
     known: Mapping[str, Sequence[int]]
     envelope: Mapping[str, str]
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
+    on_look: Callable[[set[str]], None] = lambda _connected: None
 
     def run(self) -> None:
         """Collect whatever the ledger does not hold yet.
@@ -106,28 +117,37 @@ class Collector:
         self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
         self._finished = sum(min(size, total - number * size) for number in done)
         self._sites = set(self.missing)
+        self._fusion = method_of(self.study.fusion)
         self._needed = self._quorums()
         self._chunks: dict[int, _Chunk] = {}
-        self._inquiry = Inquiry(self.post, wire.PredictReply, self.study.collect.retries)
+        self._absent: set[str] = set()
+        self._connected = set(self.missing)
+        collect = self.study.collect
+        self._inquiry = Inquiry(self.post, wire.PredictReply, collect.retries, collect.connect_s, self._look)
         self.on_chunk(self._finished, total)
         self._fill_the_window()
         for outcome in self._inquiry.outcomes():
             self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
-            chunk = self._chunks.get(outcome.key)
-            if chunk is None or outcome.site not in self._sites:
-                continue
-            try:
-                if isinstance(outcome.reply, WireError):
-                    raise outcome.reply
-                self._fold(chunk, outcome.site, outcome.reply)
-            except WireError as error:
-                self._leave_out(outcome.site, error)
-            else:
-                self.ledger.answered(outcome.site, outcome.key, len(chunk.ids), *chunk.answered[outcome.site])
-                chunk.open_sites.discard(outcome.site)
-            for number in [number for number, held in self._chunks.items() if not held.open_sites]:
-                self._finish(number, self._chunks.pop(number))
+            self._take(outcome)
             self._fill_the_window()
+
+    def _take(self, outcome: Outcome[wire.PredictReply]) -> None:
+        chunk = self._chunks.get(outcome.key)
+        if chunk is None or outcome.site in chunk.answered or outcome.site not in self._sites | self._absent:
+            return  # too late to be of use, or of a site that broke the contract
+        if outcome.site in self._absent and isinstance(outcome.reply, WireError):
+            return  # that it is absent is told already
+        try:
+            if isinstance(outcome.reply, WireError):
+                raise outcome.reply
+            self._fold(chunk, outcome.site, outcome.reply)
+        except WireError as error:
+            self._leave_out(outcome.site, error)
+        else:
+            counted = chunk.answered[outcome.site]
+            self.ledger.answered(outcome.site, outcome.key, len(chunk.ids), *counted, wire.to_bytes(outcome.reply))
+            self._take_back({outcome.site})
+        self._finish_what_is_whole()
 
     def _fill_the_window(self) -> None:
         while self._todo and len(self._chunks) < self.study.collect.chunks_in_flight:
@@ -135,13 +155,50 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            state = weighted_mean.init((len(ids), *self.study.mask_shape))
-            chunk = self._chunks[number] = _Chunk(first, ids, state, set(self._sites))
+            chunk = _Chunk(first, ids, self._fusion.init((len(ids), *self.study.mask_shape)))
+            self._chunks[number] = chunk
+            self._fold_what_is_held(number, chunk)
             for site in sorted(self._sites):
-                self._inquiry.ask(site, number, self._request(chunk, site), self.study.collect.deadline_s)
+                self._ask(site, number, chunk)
+            self._finish_what_is_whole()
 
-    def _request(self, chunk: _Chunk, site: str) -> Callable[[], wire.PredictRequest]:
+    def _ask(self, site: str, number: int, chunk: _Chunk) -> None:
+        if site in chunk.answered:
+            return
+        chunk.open_sites.add(site)
+        if not self._inquiry.waits_for(site, number):
+            self._inquiry.ask(site, number, self._request(number, chunk, site), self.study.collect.deadline_s)
+
+    def _fold_what_is_held(self, number: int, chunk: _Chunk) -> None:
+        """Take up answers that came before this start."""
+        for site, held in self.ledger.held(number).items():
+            if site not in self._sites:
+                continue
+            try:
+                self._fold(chunk, site, wire.from_bytes(wire.PredictReply, held))
+            except WireError:  # of another version, or the site knows other labels now
+                self.ledger.forget(site, number)
+
+    def _finish_what_is_whole(self) -> None:
+        for number in [number for number, held in self._chunks.items() if not held.open_sites]:
+            self._finish(number, self._chunks.pop(number))
+
+    def _look(self, connected: set[str]) -> None:
+        self._take_back(connected - self._connected)
+        self._connected = connected
+        self.on_look(connected)
+
+    def _take_back(self, sites: set[str]) -> None:
+        """Ask those of some sites again that were absent, for the chunks that are still open."""
+        for site in sorted(self._absent & sites):
+            self._absent.discard(site)
+            self._sites.add(site)
+            for number, chunk in self._chunks.items():
+                self._ask(site, number, chunk)
+
+    def _request(self, number: int, chunk: _Chunk, site: str) -> Callable[[], wire.PredictRequest]:
         def make() -> wire.PredictRequest:
+            self.ledger.asked(site, number)
             lacks = self.missing[site][chunk.first : chunk.first + len(chunk.ids)]
             order = sorted(range(len(chunk.ids)), key=lambda i: not lacks[i])  # lacking first, else in order
             return wire.PredictRequest(
@@ -162,29 +219,38 @@ class Collector:
         masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, reply.masks, strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        weighted_mean.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
+        self._fusion.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
+        chunk.samples[site] = agreement.sample(masks, known)
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
+        chunk.open_sites.discard(site)
 
     def _leave_out(self, site: str, error: WireError) -> None:
+        """Go on without a site: until it is back, if it is only late or away."""
         self._sites.discard(site)
-        self._inquiry.drop(site)
-        self.ledger.tell(STAGE, f"left out from here on: {error}", site)
+        if error.code in ABSENT:
+            self._absent.add(site)
+            self.ledger.tell(STAGE, f"left out until it is back: {error}", site)
+        else:
+            self._absent.discard(site)
+            self._inquiry.drop(site)
+            self.ledger.tell(STAGE, f"left out from here on: {error}", site)
         for chunk in self._chunks.values():
             chunk.open_sites.discard(site)
 
     def _finish(self, number: int, chunk: _Chunk) -> None:
+        self._inquiry.drop(key=number)
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        self.pseudo_masks.write(chunk.first, weighted_mean.finish(chunk.fused))
-        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered))
+        self.pseudo_masks.write(chunk.first, self._fusion.finish(chunk.fused))
+        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), agreement.of_chunk(chunk.samples))
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
 
     def _quorums(self) -> list[int]:
-        """How many sites must answer each label: the study's quorum, but no more than know it."""
-        knowing = self._knowing(set(self.missing))
-        return [min(self.study.collect.quorum or count, count) for count in knowing]
+        """How many sites must answer each label: the study's quorum, but no more than know it, and what the fusion needs."""
+        knowing, least = self._knowing(set(self.missing)), self.study.fusion.least_sites
+        return [max(min(self.study.collect.quorum or count, count), least) for count in knowing]
 
     def _knowing(self, sites: set[str]) -> list[int]:
         """How many of some sites know each label."""

@@ -6,13 +6,14 @@ also where anyone may look while a study runs; readers never block the writer (w
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from consilium.common.errors import StateError
+from consilium.server.agreement import WHOLE, Agreement
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -27,6 +28,15 @@ CREATE TABLE IF NOT EXISTS answer (
     site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, mask_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (site, chunk)) STRICT;
 CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS ask (
+    site TEXT NOT NULL, chunk INTEGER NOT NULL, times INTEGER NOT NULL, asked_at REAL NOT NULL, answered_at REAL,
+    PRIMARY KEY (site, chunk)) STRICT;
+CREATE TABLE IF NOT EXISTS held (
+    site TEXT NOT NULL, chunk INTEGER NOT NULL, reply BLOB NOT NULL, PRIMARY KEY (site, chunk)) STRICT;
+CREATE TABLE IF NOT EXISTS agreement (
+    site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, total INTEGER NOT NULL,
+    PRIMARY KEY (site, chunk)) STRICT;
+CREATE TABLE IF NOT EXISTS seen (site TEXT PRIMARY KEY, at REAL NOT NULL, connected INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS result (site TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (site, kind)) STRICT;
 CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 """
@@ -103,9 +113,13 @@ class Ledger:
         """Record that a stage is finished."""
         self._database.execute(
             "INSERT INTO stage VALUES (?, 1, 1, ?, 1, '') ON CONFLICT (name) DO UPDATE SET "
-            "done = total, seconds = excluded.seconds, finished = 1",
+            "done = total, seconds = excluded.seconds, finished = 1, note = ''",
             (name, seconds),
         )
+
+    def remark(self, name: str, note: str) -> None:
+        """Note beside a stage what it waits for."""
+        self._database.execute("UPDATE stage SET note = ? WHERE name = ?", (note, name))
 
     def reopen(self, name: str) -> None:
         """Make a stage run again."""
@@ -122,15 +136,54 @@ class Ledger:
 
     # --- collecting
 
-    def answered(self, site: str, chunk: int, images: int, mask_bytes: int, seconds: float) -> None:
-        """Record a site's answer to a chunk."""
+    def asked(self, site: str, chunk: int) -> None:
+        """Record that a site is asked for a chunk, now."""
         self._database.execute(
-            "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
+            "INSERT INTO ask VALUES (?, ?, 1, ?, NULL) ON CONFLICT (site, chunk) DO UPDATE SET "
+            "times = times + 1, asked_at = excluded.asked_at",
+            (site, chunk, time.time()),
         )
 
-    def chunk_finished(self, number: int, images: int, sites: int) -> None:
-        """Record that a chunk's pseudo masks are safe on disk."""
-        self._database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", (number, images, sites))
+    def answered(self, site: str, chunk: int, images: int, mask_bytes: int, seconds: float, reply: bytes = b"") -> None:
+        """Record a site's answer to a chunk, and hold it until the chunk is finished, so that nobody asks for it again."""
+        with self.together():
+            self._database.execute(
+                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
+            )
+            self._database.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (site, chunk, reply))
+            self._database.execute(
+                "UPDATE ask SET answered_at = ? WHERE site = ? AND chunk = ?", (time.time(), site, chunk)
+            )
+
+    def held(self, chunk: int) -> dict[str, bytes]:
+        """Answers to a chunk that is not finished, by site."""
+        return dict(self._database.execute("SELECT site, reply FROM held WHERE chunk = ? ORDER BY site", (chunk,)))
+
+    def forget(self, site: str, chunk: int) -> None:
+        """Let go of an answer that cannot be used: the site is asked again."""
+        for table in ("answer", "held"):
+            self._database.execute(f"DELETE FROM {table} WHERE site = ? AND chunk = ?", (site, chunk))  # noqa: S608 - ours
+
+    def asked_again(self) -> list[tuple[str, int]]:
+        """Chunks that a site was asked for after its answer had been recorded; there should be none."""
+        return list(self._database.execute("SELECT site, chunk FROM ask WHERE asked_at > answered_at"))
+
+    def chunk_finished(
+        self, number: int, images: int, sites: int, agreement: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """Record that a chunk's pseudo masks are safe on disk, and how far its sites agree; held answers are let go."""
+        with self.together():
+            self._database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", (number, images, sites))
+            self._database.executemany(
+                "INSERT OR REPLACE INTO agreement VALUES (?, ?, ?, ?)",
+                [(site, number, *counted) for site, counted in (agreement or {}).items()],
+            )
+            self._database.execute("DELETE FROM held WHERE chunk = ?", (number,))
+
+    def agreement(self) -> dict[str, Agreement]:
+        """How far each site's masks are those of the others."""
+        rows = self._database.execute("SELECT site, SUM(total), SUM(images) FROM agreement GROUP BY site ORDER BY site")
+        return {site: Agreement(100 * total / (WHOLE * images), images) for site, total, images in rows}
 
     def finished_chunks(self) -> dict[int, int]:
         """How many sites each finished chunk was fused from, by its number."""
@@ -143,6 +196,10 @@ class Ledger:
             "JOIN chunk ON chunk.number = answer.chunk GROUP BY site"
         )
         return {site: (images, size, seconds) for site, images, size, seconds in rows}
+
+    def answered_images(self) -> dict[str, int]:
+        """Per site: images it answered, those of chunks that are still open included."""
+        return dict(self._database.execute("SELECT site, SUM(images) FROM answer GROUP BY site"))
 
     def answered_chunks(self, site: str) -> set[int]:
         """Finished chunks that a site answered."""
@@ -160,6 +217,20 @@ class Ledger:
     def sites(self) -> dict[str, str]:
         """What each site said of itself."""
         return dict(self._database.execute("SELECT name, card FROM site"))
+
+    def saw(self, connected: Collection[str], absent: Collection[str]) -> None:
+        """Record who is connected now, and who is not; of these, when they were seen last stays."""
+        now = time.time()
+        with self.together():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO seen VALUES (?, ?, 1)", [(site, now) for site in connected]
+            )
+            self._database.executemany("UPDATE seen SET connected = 0 WHERE site = ?", [(site,) for site in absent])
+
+    def seen(self) -> dict[str, tuple[float, bool]]:
+        """When each site was connected last, in seconds since 1970, and whether it was when anyone looked last."""
+        rows = self._database.execute("SELECT site, at, connected FROM seen")
+        return {site: (at, bool(connected)) for site, at, connected in rows}
 
     def moved(self, site: str, action: str, sent: int, received: int) -> None:
         """Count bytes from and to a site: ``sent`` by the site, ``received`` by it."""

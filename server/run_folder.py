@@ -2,8 +2,9 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,11 @@ from consilium.common.errors import MachineError, StateError
 from consilium.common.settings import load, to_toml
 from consilium.common.soft_mask import Shape, SoftMasks
 from consilium.common.study import Study
+
+LOCK: Final = "lock"
+SIMULATION_LOCK: Final = "simulation.lock"
+_LOCK_TRIES: Final = 10
+_LOCK_PAUSE_S: Final = 0.05
 
 
 class RunFolder:
@@ -63,14 +69,28 @@ class RunFolder:
         return load(Study, self.study)
 
     @contextmanager
-    def locked(self, name: str = "lock") -> Iterator[None]:
+    def locked(self, name: str = LOCK) -> Iterator[None]:
         """Keep every other process from writing here; `StateError` if one does already."""
         with (self.root / name).open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(f"{self.root} is in use by another process; wait for it, or stop it") from None
+            for patience in reversed(range(_LOCK_TRIES)):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # perhaps `in_use`, which only has a look
+                    if not patience:
+                        raise StateError(f"{self.root} is in use by another process; wait for it, or stop it") from None
+                    time.sleep(_LOCK_PAUSE_S)
             yield
+
+    def in_use(self) -> bool:
+        """Whether a process writes here now."""
+        for name in (LOCK, SIMULATION_LOCK):
+            with suppress(FileNotFoundError), (self.root / name).open() as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
 
 
 def _first_difference(held: Study, given: Study) -> str:

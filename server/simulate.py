@@ -25,7 +25,7 @@ from consilium.server.app import RUN_FOLDER_KEY, main
 from consilium.server.board import STAGE_LABELS, Board, following, measured_memory
 from consilium.server.inline import in_memory_grid
 from consilium.server.ledger import Ledger
-from consilium.server.run_folder import RunFolder
+from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
 from consilium.server.submit import submit_and_wait
 from consilium.server.superlink import SuperLink
@@ -49,7 +49,7 @@ def simulate(settings: SimulatedStudy, root: Path, engine: Engine, console: Cons
     run = RunFolder(root)
     run.create(settings.study)
     start = {"processes": _with_processes, "inline": _inline, "ray": _with_ray}[engine]
-    with run.locked("simulation.lock"), Board(console) as board, measured_memory() as memory:
+    with run.locked(SIMULATION_LOCK), Board(console) as board, measured_memory() as memory:
         began = time.monotonic()
         board.show(DATA_LABEL, 0, 1)
         prepare(run, settings)

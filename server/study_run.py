@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
-from consilium.server import exclusion, pooled_evaluation, weighting
+from consilium.server import agreement, exclusion, pooled_evaluation, weighting
 from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
@@ -42,6 +43,7 @@ EXAMPLES: Final = 12
 """Transferal images whose masks are kept site by site, for the report's gallery."""
 
 TELL_EVERY_S: Final = 1.0
+SEEN_EVERY_S: Final = 5.0
 
 
 @dataclass
@@ -59,6 +61,7 @@ class StudyRun:
     catalogue: Catalogue
     ledger: Ledger
     _told: float = field(default=0.0, init=False)
+    _absent: str = field(default="", init=False)
     _open: list[str] = field(default_factory=list, init=False)
     _clock: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
 
@@ -81,7 +84,7 @@ class StudyRun:
     def describe(self, post: Post) -> dict[str, list[bool]]:
         """Show the study to every site; gives, per site that takes part, which images it lacks."""
         with self._stage("describe"):
-            self._wait_for_sites(post)
+            connected = self._wait_for_sites(post)
             settings = to_toml(self.study)
 
             def request() -> wire.DescribeRequest:
@@ -93,9 +96,10 @@ class StudyRun:
                     signer=self.catalogue.signer,
                 )
 
-            inquiry = Inquiry(post, wire.DescribeReply, self.study.collect.retries)
+            inquiry = self._inquiry(post, wire.DescribeReply, "describe")
             for site in self.study.sites:
-                inquiry.ask(site, 0, request, self.study.collect.deadline_s)
+                if site in connected:
+                    inquiry.ask(site, 0, request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
             for outcome in self._outcomes(inquiry, "describe", _import_torch):
                 reply = outcome.reply
@@ -152,7 +156,9 @@ class StudyRun:
                 known={site: self.known_labels(site) for site in missing},
                 envelope=self.envelope,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
+                on_look=self._look("collect"),
             ).run()
+            self._name_who_stands_apart()
 
     def evaluate(self, post: Post) -> None:
         """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
@@ -287,23 +293,65 @@ class StudyRun:
 
     # --- inside
 
-    def _wait_for_sites(self, post: Post) -> None:
+    def _wait_for_sites(self, post: Post) -> set[str]:
+        """Wait until all sites are connected, or long enough; gives those that are."""
         limit = time.monotonic() + self.study.collect.connect_s
         while True:
-            absent = set(self.study.sites) - post.connected()
+            connected = post.connected() & set(self.study.sites)
+            absent = set(self.study.sites) - connected
+            self.ledger.saw(connected, absent)
             self.tell(
                 "describe", 0, len(self.study.sites), f"waiting for {', '.join(sorted(absent))}" if absent else ""
             )
             if not absent:
-                return
+                return connected
             if time.monotonic() > limit:
                 for site in sorted(absent):
                     self.ledger.tell("describe", f"did not connect within {self.study.collect.connect_s:.0f} s", site)
-                return
+                return connected
             time.sleep(0.5)
 
+    def _inquiry(self, post: Post, reply: type[Any], stage: str) -> Inquiry[Any]:
+        collect = self.study.collect
+        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage))
+
+    def _look(self, stage: str) -> Callable[[set[str]], None]:
+        """Give what keeps the ledger's word on who is connected, and tells who is not."""
+        sites = set(self.ledger.sites()) & set(self.study.sites)
+        before, written = set[str](), float("-inf")
+
+        def look(connected: set[str]) -> None:
+            nonlocal before, written
+            absent, now = sites - connected, time.monotonic()
+            for site in sorted(absent - before):
+                self.ledger.tell(stage, "is not connected; it is asked again as soon as it is back", site)
+            for site in sorted(before - absent):
+                self.ledger.tell(stage, "is connected again", site)
+            if absent != before:
+                self._absent = f"waiting for {', '.join(sorted(absent))}" if absent else ""
+                self.ledger.remark(stage, self._absent)
+            if absent != before or now - written >= SEEN_EVERY_S:
+                self.ledger.saw(sites & connected, absent)
+                written = now
+            before = absent
+
+        self._absent = ""
+        return look
+
+    def _name_who_stands_apart(self) -> None:
+        held = self.ledger.agreement()
+        usual = median(one.mean for one in held.values()) if held else 0.0
+        for site in agreement.stand_apart(held):
+            self.ledger.tell(
+                "collect",
+                f"its masks agree with the other sites' to {held[site].mean:.0f} %, where {usual:.0f} % is usual here: look at "
+                "its teacher, at what it calls the labels, and at its masks in the report, before the student is used. With "
+                "fusion.method trimmed-mean or median such a site does little harm.",
+                site,
+            )
+
     def _require_every_label(self, sites: Iterable[str]) -> None:
-        """Refuse a label that nobody knows, before anything is collected."""
+        """Refuse a label that nobody knows, or too few for the fusion, before anything is collected."""
         known = {site: [self.study.labels[place] for place in self.known_labels(site)] for site in sites}
         orphans = [label for label in self.study.labels if not any(label in told for told in known.values())]
         if orphans:
@@ -316,6 +364,16 @@ class StudyRun:
                     ]
                 )
             )
+
+        least = self.study.fusion.least_sites
+        for label in self.study.labels:
+            those = sorted(site for site, told in known.items() if label in told)
+            if len(those) < least:
+                raise StudyError(
+                    f"fusion.trim = {self.study.fusion.trim} needs at least {least} sites that know a label; {label} is known to "
+                    f"{len(those)} of those that take part ({', '.join(those)}). Mend the sites, or start a study with a lower "
+                    "trim or another fusion.method."
+                )
 
     def _visit(
         self,
@@ -334,7 +392,7 @@ class StudyRun:
         with self._stage(stage):
             card = (self.folder.student / "card.json").read_text("utf-8")
             weights = (self.folder.student / "student.safetensors").read_bytes()
-            inquiry: Inquiry[Any] = Inquiry(post, reply, self.study.collect.retries)
+            inquiry: Inquiry[Any] = self._inquiry(post, reply, stage)
             for site in sites:
                 if site in self.ledger.sites() and site not in have:
                     inquiry.ask(
@@ -446,8 +504,8 @@ class StudyRun:
         return held is not None and held.finished
 
     def tell(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Record how far a stage is."""
-        self.ledger.advance(stage, done, total, self._seconds(stage), note)
+        """Record how far a stage is, and what it waits for."""
+        self.ledger.advance(stage, done, total, self._seconds(stage), note or self._absent)
 
     def _seconds(self, stage: str) -> float:
         started, before = self._clock.get(stage, (time.monotonic(), 0.0))
@@ -469,6 +527,7 @@ class StudyRun:
         """Time a stage over all its starts, and record its end; a stage within another counts for itself alone."""
         held, began = self.ledger.stage(name), time.monotonic()
         self._clock[name] = (began, held.seconds if held else 0.0)
+        self._absent = ""
         if held is None:
             self.tell(name, 0, 1)
         self._open.append(name)

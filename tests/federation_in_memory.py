@@ -32,16 +32,19 @@ class FederationInMemory:
     before_receive: Callable[["FederationInMemory"], None] = lambda _federation: None
     known: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Which labels a site knows; all of them where it is not named."""
+    offline: set[str] = field(default_factory=set)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    """The mask, uint8 (K, H, W), that a site gives every image; `mask_of` where it is not named."""
     letters: list[Letter] = field(default_factory=list)
     _tickets: int = 0
 
     def connected(self) -> set[str]:
-        return set(self.behaviours)
+        return set(self.behaviours) - self.offline
 
     def send(self, site: str, action: wire.Action, content: RecordDict, timeout_s: float) -> str:
         assert timeout_s > 0
         assert action == "query.predict"
-        if site not in self.behaviours:
+        if site not in self.connected():
             raise WireError(ErrorCode.SITE_UNREACHABLE)
         self._tickets += 1
         ticket = str(self._tickets)
@@ -54,7 +57,7 @@ class FederationInMemory:
 
     def honest(self, site: str, request: wire.PredictRequest) -> wire.PredictReply:
         rows = list(self.known.get(site, range(self.shape[0])))
-        masks = [soft_mask.encode(mask_of(site, name, self.shape)[rows]) for name in request.ids]
+        masks = [soft_mask.encode(self.masks.get(site, mask_of(site, name, self.shape))[rows]) for name in request.ids]
         return wire.PredictReply(
             study=request.study, catalogue=request.catalogue, site=site, ids=request.ids, masks=masks, seconds=0.1
         )

@@ -7,8 +7,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.clients.settings import TeacherSettings
 from consilium.clients.teachers import geometry
+from consilium.clients.teachers.settings import CheckpointSettings
 from consilium.common.errors import StateError
 from consilium.common.networks.student_files import CARD_NAME, load_student
 from consilium.common.training.device import choose_device
@@ -41,7 +41,7 @@ class CheckpointTeacher:
         If it is damaged.
     """
 
-    def __init__(self, folder: Path, settings: TeacherSettings, device: str = "auto") -> None:
+    def __init__(self, folder: Path, settings: CheckpointSettings, device: str = "auto") -> None:
         if not (folder / CARD_NAME).is_file():
             raise StateError(f"{folder} holds no trained teacher; train it with `consilium-site train SITE.toml`")
         module, card = load_student(folder)

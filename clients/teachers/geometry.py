@@ -15,6 +15,9 @@ from consilium.common.errors import DataError
 
 _BATCH: Final = 64  # a whole data set in float32 would not fit
 
+Size = int | tuple[int, int]
+"""One number of pixels for a square, or height and width."""
+
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
@@ -37,13 +40,14 @@ def to_channels(images: Pixels, channels: int) -> Pixels:
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
 
 
-def to_size(images: Pixels, size: int) -> Pixels:
-    """Stretch images, uint8 (n, C, H, W), to (n, C, size, size)."""
-    if images.shape[2:] == (size, size):
+def to_size(images: Pixels, size: Size) -> Pixels:
+    """Stretch images, uint8 (n, C, H, W), to a size: (n, C, height, width)."""
+    shape = _shape(size)
+    if images.shape[2:] == shape:
         return images
-    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    result = np.empty((*images.shape[:2], *shape), np.uint8)
     for at in range(0, len(images), _BATCH):
-        stretched = _stretch(images[at : at + _BATCH].astype(np.float32), size)
+        stretched = _stretch(images[at : at + _BATCH].astype(np.float32), shape)
         result[at : at + _BATCH] = np.floor(stretched + np.float32(0.5)).clip(0, 255)
     return result
 
@@ -54,11 +58,11 @@ def to_masks(masks: Pixels, size: int) -> Pixels:
         return masks
     result = np.empty((*masks.shape[:2], size, size), np.uint8)
     for at in range(0, len(masks), _BATCH):
-        result[at : at + _BATCH] = _stretch(masks[at : at + _BATCH].astype(np.float32), size) > 0.5
+        result[at : at + _BATCH] = _stretch(masks[at : at + _BATCH].astype(np.float32), (size, size)) > 0.5
     return result
 
 
-def to_grid(probabilities: Probabilities, size: int) -> Probabilities:
+def to_grid(probabilities: Probabilities, size: Size) -> Probabilities:
     """Bring a model's output back to the canonical grid.
 
     Parameters
@@ -66,11 +70,11 @@ def to_grid(probabilities: Probabilities, size: int) -> Probabilities:
     probabilities
         float32 (n, K, h, w) in [0, 1].
     size
-        Height and width of the grid.
+        Of the grid.
 
     Returns
     -------
-    float32 (n, K, size, size) in [0, 1].
+    float32 (n, K, height, width) in [0, 1].
 
     Raises
     ------
@@ -81,14 +85,19 @@ def to_grid(probabilities: Probabilities, size: int) -> Probabilities:
     if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
         raise DataError(
             f"a teacher gives probabilities, finite and in [0, 1]; this one gave values from {low:.4g} to {high:.4g}. "
-            "If these are logits, say so where the teacher is opened."
+            'If these are logits, say so where the teacher is opened (site.toml: teacher.output = "logits").'
         )
-    if probabilities.shape[2:] == (size, size):
+    shape = _shape(size)
+    if probabilities.shape[2:] == shape:
         return probabilities
-    return np.clip(_stretch(probabilities, size), 0.0, 1.0)  # weights sum to 1 up to rounding
+    return np.clip(_stretch(probabilities, shape), 0.0, 1.0)  # weights sum to 1 up to rounding
 
 
-def _stretch(planes: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+def _shape(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _stretch(planes: npt.NDArray[np.float32], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     tensor = torch.from_numpy(np.ascontiguousarray(planes))
-    result = interpolate(tensor, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    result = interpolate(tensor, shape, mode="bilinear", align_corners=False, antialias=True)
     return np.asarray(result.numpy(), np.float32)

@@ -1,14 +1,19 @@
-"""A teacher that is a torch module or any Python callable: for scripts, other libraries' models, and tests."""
+"""A teacher that is a torch module: given as such in a script, or made by the Python code that a site names."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium.clients.teachers import geometry
-from consilium.common.errors import DataError
+from consilium.clients.teachers import geometry, torch_model
+from consilium.clients.teachers.fitted import Ask
+from consilium.clients.teachers.importing import imported
+from consilium.clients.teachers.settings import ModuleSettings
+from consilium.common.errors import DataError, SettingsError
+from consilium.common.training.device import choose_device
 
 Model = Callable[[torch.Tensor], Any]
 
@@ -67,3 +72,31 @@ class ModuleTeacher:
                 f"a teacher gives one array (n, K, h, w), here with n = {len(images)}; this one gave {tuple(output.shape)}"
             )
         return geometry.to_grid(np.asarray(output.cpu().numpy(), np.float32), images.shape[-1])
+
+
+def opened(settings: ModuleSettings, folder: Path, device: str) -> Ask:
+    """Make the module of a site's settings, with its weights.
+
+    Raises
+    ------
+    SettingsError
+        If its code cannot be imported, or makes no module.
+    StateError
+        If its weights cannot be read or do not fit.
+    """
+    factory = imported("teacher.factory", settings.factory, folder / settings.code if settings.code else None)
+    try:
+        module = factory(**settings.arguments)
+    except Exception as error:  # whatever the site's code does
+        raise SettingsError(
+            f"teacher.factory = {settings.factory!r} failed with teacher.arguments {settings.arguments}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise SettingsError(
+            f"teacher.factory = {settings.factory!r} must return a torch.nn.Module; got {type(module).__name__}"
+        )
+    if settings.weights:
+        torch_model.load_state(module, folder / settings.weights)
+    where = choose_device(device)
+    return torch_model.asked(module.to(where).eval(), where)

@@ -136,13 +136,38 @@ def _outlined(picture: Image.Image, mask: npt.NDArray[np.bool_] | None) -> Image
     if mask is None or not mask.any():
         return small
     large = small.resize((size[0] * _FINER, size[1] * _FINER), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(large)
+    draw_outline(ImageDraw.Draw(large), mask, large.size, _OUTLINE, _FINER)
+    return large.resize(size, Image.Resampling.LANCZOS)
+
+
+def draw_outline(
+    pen: ImageDraw.ImageDraw,
+    mask: npt.NDArray[np.bool_],
+    size: tuple[int, int],
+    colour: tuple[int, int, int],
+    finer: int,
+) -> None:
+    """Draw a mask's outline.
+
+    Parameters
+    ----------
+    pen
+        Of the picture.
+    mask
+        bool (H, W).
+    size
+        Width and height of the picture, which the mask fills.
+    colour
+        RGB.
+    finer
+        How many times larger the picture is than it will be shown.
+    """
+    width, height = size
     padded = np.pad(mask.astype(np.float32), 1)  # so that an outline closes at the picture's edge
     for line in contourpy.contour_generator(z=padded).lines(0.5):
-        points = (np.asarray(line) - 0.5) * np.array((large.width / mask.shape[1], large.height / mask.shape[0]))
-        points = points.clip(_FINER / 2, np.array((large.width, large.height)) - 1 - _FINER / 2)
-        pen.line([(float(px), float(py)) for px, py in points], _OUTLINE, round(1.7 * _FINER), "curve")
-    return large.resize(size, Image.Resampling.LANCZOS)
+        points = (np.asarray(line) - 0.5) * np.array((width / mask.shape[1], height / mask.shape[0]))
+        points = points.clip(finer / 2, np.array((width, height)) - 1 - finer / 2)
+        pen.line([(float(px), float(py)) for px, py in points], colour, round(1.7 * finer), "curve")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

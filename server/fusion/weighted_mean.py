@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from consilium.common.errors import DataError
 from consilium.common.soft_mask import SoftMasks
+from consilium.server.fusion.answers import checked_rows
 
 WEIGHT_LIMIT: Final = (2**32 - 1) // 511
 """Most that the weights of a label may sum to: then ``2 * 255 * weight + weight``, in `finish`, fits 32 bits."""
@@ -55,19 +56,13 @@ def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1, known: Sequence
     known
         Which labels the masks are of, by position, each once; all of them where None.
     """
-    count, labels, *size = state.total.shape
-    rows = list(range(labels) if known is None else known)
-    shape = (count, len(rows), *size)
-    if masks.shape != shape or masks.dtype != np.uint8:
-        raise DataError(f"soft masks here are uint8 {shape}; got {masks.dtype} {masks.shape}")
-    if not rows or len(set(rows)) != len(rows) or not set(rows) <= set(range(labels)):
-        raise DataError(f"known labels are positions from 0 to {labels - 1}, each once, at least one; got {rows}")
+    rows = checked_rows(state.total.shape, masks, known)
     if weight < 1 or state.weights[rows].max() + weight > WEIGHT_LIMIT:
         raise DataError(
             f"weights are at least 1 and sum to at most {WEIGHT_LIMIT}; got {weight} after {state.weights[rows].max()}"
         )
     weighted = masks * np.uint32(weight) if weight > 1 else masks
-    if rows == list(range(labels)):
+    if rows == list(range(state.total.shape[1])):
         state.total += weighted
     else:
         for place, row in enumerate(rows):

@@ -6,14 +6,17 @@ from collections import Counter
 from typing import Any
 
 from consilium.common.wire import EvaluateReply, FineTuneReply, Score
+from consilium.server.agreement import stand_apart
 from consilium.server.report.selection import by_collection, read_selection
+from consilium.server.status import state_of
 from consilium.server.study_run import StudyRun
 
 
 def metrics(run: StudyRun) -> dict[str, Any]:
     """Gather what the ledger holds; whatever was not measured is null. Dice in percent, std over images."""
     cards = {site: json.loads(card) for site, card in run.ledger.sites().items()}
-    answers, traffic = run.ledger.answers(), run.ledger.traffic()
+    answers, traffic, agreed = run.ledger.answers(), run.ledger.traffic(), run.ledger.agreement()
+    apart = stand_apart(agreed)
     local = {site: EvaluateReply.model_validate_json(held) for site, held in run.ledger.results("evaluate").items()}
     tuned = {site: FineTuneReply.model_validate_json(held) for site, held in run.ledger.results("fine-tune").items()}
 
@@ -34,6 +37,11 @@ def metrics(run: StudyRun) -> dict[str, Any]:
                 "pooled_dice": _plain(run.pooled("pooled", site)),
                 "pooled_dice_by_label": run.pooled_by_label("pooled", site),
             },
+            "agreement": (
+                {"mean": round(agreed[site].mean, 2), "n": agreed[site].n, "stands_apart": site in apart}
+                if site in agreed
+                else None
+            ),
             "student": {"local_dice": _plain(here.student if here else None)},
             "fine_tuned": {"local_dice": _plain(tuned[site].fine_tuned)} if site in tuned else None,
             "bytes_sent": sent,
@@ -47,10 +55,13 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     transferal = run.catalogue.indices("transferal")
     excluded = Counter(reason.value for reason in selection.reasons.values() if reason) if selection else Counter()
     parameters = run.ledger.results("parameters").get("")
+    state = state_of(run.folder, run.study, run.ledger)
     return {
         "schema": 1,
         "study": run.study.name,
         "labels": list(run.study.labels),
+        "status": state.word,
+        "failure": state.told if state.word == "failed" else None,
         "study_digest": run.study.digest,
         "catalogue_hash": run.catalogue.hash,
         "sites": {site: site_metrics(site) for site in run.study.sites},

@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from consilium.common import wire
-from consilium.common.datasets import labelled
 from consilium.common.errors import StateError
 from consilium.server import exclusion
 from consilium.server.report import figures, gallery, tables
 from consilium.server.report.evaluation import best_teacher, evaluation_tables, evaluation_verdict
 from consilium.server.report.selection import Selection, read_selection
 from consilium.server.report.tables import Metrics
+from consilium.server.status import State, state_of
 from consilium.server.study_run import StudyRun
 
 MAX_EVENTS: Final = 200
@@ -32,14 +32,6 @@ class Number:
     unit: str
     label: str
     beside: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether the study is at its end: ``word`` is finished, failed or unfinished."""
-
-    word: str
-    told: str
 
 
 def render(run: StudyRun, metrics: Metrics) -> str:
@@ -59,7 +51,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    state, selection = state_of(run), _selection(run)
+    state, selection = state_of(run.folder, run.study, run.ledger), _selection(run)
     pictures = gallery.gallery(run, selection)
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
@@ -69,6 +61,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         verdict=tables.verdict(metrics),
         dice=tables.dice_table(metrics),
         by_label=tables.label_table(metrics),
+        agreement=tables.agreement_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
         collections=tables.collections_table(metrics),
@@ -87,22 +80,6 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         versions=wire.versions() | {"python": platform.python_version()},
         labels=run.study.labels,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-
-
-def state_of(run: StudyRun) -> State:
-    """How far the study is, and what stopped it."""
-    wanted = ["describe", "collect", "select", "distill"]
-    wanted += ["test"] if labelled.is_packed(run.folder.test_set) else []
-    wanted += ["evaluate"] + (["fine-tune"] if run.study.fine_tune.sites else [])
-    held = {stage.name: stage for stage in run.ledger.stages()}
-    open_stages = [name for name in wanted if name not in held or not held[name].finished]
-    if not open_stages:
-        return State("finished", "")
-    if failure := run.ledger.results("failure").get("", ""):
-        return State("failed", failure)
-    return State(
-        "unfinished", f"Still to do, or under way: {', '.join(open_stages)}. The same command goes on from here."
     )
 
 
@@ -151,15 +128,15 @@ def _way(run: StudyRun, metrics: Metrics, state: State) -> str:
     sites = "1 hospital" if len(run.study.sites) == 1 else f"{len(run.study.sites)} hospitals"
     moved = tables.bytes_text(sum(entry["bytes_sent"] for entry in metrics["sites"].values()))
     kept = f"the {images['kept']:,} images" if images["kept"] is not None else "the images"
-    network = metrics["student"]["network"]
+    network, fused = metrics["student"]["network"], f"the {run.study.fusion.method.replace('-', ' ')}"
     if done:
         return (
-            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; the weighted mean of "
+            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; {fused} of "
             f"the answers became one pseudo mask an image, and {kept} with a salient target taught one student ({network}). "
             f"No hospital's own images, labels or model weights left it; soft masks and scores did, {moved} in all."
         )
     return (
-        f"In this study {sites} show {images['transferal']:,} shared, unlabelled images to their own models; the weighted mean "
+        f"In this study {sites} show {images['transferal']:,} shared, unlabelled images to their own models; {fused} "
         f"of the answers becomes one pseudo mask an image, and {kept} with a salient target teach one student ({network}). "
         f"No hospital's own images, labels or model weights leave it; soft masks and scores do, {moved} so far."
     )

@@ -29,6 +29,10 @@ LABEL_NOTE: Final = (
     "A dash: the site's teacher does not know the label. Dice elsewhere is the mean over the labels that are known, so "
     "compare teachers of different labels here only."
 )
+AGREEMENT_NOTE: Final = (
+    "Soft Dice of a site's mask and another site's, median over the other sites, mean over images. A site below half of the "
+    "median site stands apart: a broken teacher, another meaning of the label, or masks that are made up."
+)
 REASONS: Final = {
     "few-target-pixels": "too few target pixels",
     "high-entropy": "gray-level entropy too high",
@@ -196,6 +200,22 @@ def label_table(metrics: Metrics) -> Table | None:
     return Table("How good at which label: Dice in percent, pooled test images", ("", *labels), rows, 1, (LABEL_NOTE,))
 
 
+def agreement_table(metrics: Metrics) -> Table | None:
+    """Whose masks are like the others'; None before two sites answered the same images."""
+    held = {site: entry["agreement"] for site, entry in metrics["sites"].items() if entry["agreement"]}
+    rows = tuple(
+        (
+            Cell(site),
+            Cell("stands apart: look at it" if one["stands_apart"] else ""),
+            Cell(f"{one['mean']:.0f} %"),
+            Cell(f"{one['n']:,}"),
+        )
+        for site, one in held.items()
+    )
+    columns = ("Site", "", "Agreement with the other sites", "Images")
+    return Table("Agreement between the sites' soft masks", columns, rows, 2, (AGREEMENT_NOTE,)) if rows else None
+
+
 def traffic_table(metrics: Metrics) -> Table:
     """What each site did, and what it sent and received."""
     entries = metrics["sites"]
@@ -296,6 +316,12 @@ def verdict(metrics: Metrics) -> list[str]:
     if pairs:
         ahead = sum(round(student["mean"], 1) >= round(teacher["mean"], 1) for teacher, student in pairs)
         said.append(f"At home, the student equals or beats the site's own teacher at {ahead} of {len(pairs)} sites.")
+    said += [
+        f"{site}'s soft masks are unlike all others' (agreement {entry['agreement']['mean']:.0f} %): look at it before the "
+        "student is used."
+        for site, entry in metrics["sites"].items()
+        if entry["agreement"] and entry["agreement"]["stands_apart"]
+    ]
     return said
 
 
@@ -312,6 +338,8 @@ def console_table(metrics: Metrics) -> Group:
     parts += [Text(sentence) for sentence in verdict(metrics)]
     if by_label := label_table(metrics):
         parts += [Text(""), rich_table(by_label), *_notes(by_label.notes)]
+    if agreed := agreement_table(metrics):
+        parts += [Text(""), rich_table(agreed), *_notes(agreed.notes)]
     parts += [Text(""), rich_table(traffic_table(metrics))]
     images = images_table(metrics)
     parts += [Text(""), rich_table(images)]

@@ -33,6 +33,8 @@ class Case:
         quorum: int = 0,
         labels: tuple[str, ...] = ("lesion",),
         known: dict[str, tuple[int, ...]] | None = None,
+        fusion: dict[str, object] | None = None,
+        **more: object,
     ) -> None:
         self.folder = folder
         self.known = known or dict.fromkeys(SITES, (0,))
@@ -40,9 +42,11 @@ class Case:
         pixels = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
         images = (catalogue.CatalogueImage(image, str(i)) for i, image in enumerate(pixels))
         self.catalogue = catalogue.build(folder / "catalogue", "c", images, make_signing_key(folder / "key"))
-        collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0}
+        collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0} | {
+            key.replace("_", "-"): value for key, value in more.items()
+        }
         told = {"name": "s", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect, "labels": list(labels)}
-        self.study = parse(Study, told, "x")
+        self.study = parse(Study, told | {"fusion": fusion or {}}, "x")
         self.ledger = Ledger.open(folder / "ledger.sqlite")
         self.masks = MaskFile(folder / "pseudo_masks.u8", COUNT, self.shape)
         self.watched = Watched(np.array([1, 5]), SITES, MaskFile(folder / "site_masks.u8", 2 * len(SITES), self.shape))
@@ -56,7 +60,10 @@ class Case:
         self.federation.now += seconds
 
     def collect(
-        self, missing: list[bool] | None = None, on_chunk: Callable[[int, int], None] = lambda *_: None
+        self,
+        missing: list[bool] | None = None,
+        on_chunk: Callable[[int, int], None] = lambda *_: None,
+        on_look: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
         Collector(
             study=self.study,
@@ -69,6 +76,7 @@ class Case:
             known=self.known,
             envelope={"study": self.study.digest, "catalogue": self.catalogue.hash},
             on_chunk=on_chunk,
+            on_look=on_look,
         ).run()
 
     def expected(self, *sites: str) -> np.ndarray:

@@ -138,7 +138,7 @@ def test_start_answers_until_it_is_told_to_stop(site: Path) -> None:
 
 
 def test_every_command_shows_an_example_and_help_does_not_wait_for_torch() -> None:
-    for command in ("train", "fine-tune", "start", "describe"):
+    for command in ("train", "check", "fine-tune", "start", "describe"):
         assert f"Example: consilium-site {command} hospital/site.toml" in run(command, "--help").stdout
     check = "import sys, consilium.clients.cli; print('torch' in sys.modules, 'flwr' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)

@@ -1,0 +1,102 @@
+"""Agreement: how far each site's masks are those of the other sites, to find one that is wrong.
+
+Of two masks of an image it is their soft Dice, ``2 sum min(a, b) / (sum a + sum b)``: 1 between equals, 1 where both are empty,
+0 where they share nothing. A site's agreement on an image is the median over the other sites, so that fewer than half of them,
+however wrong, cannot lower an honest site's. (Against the mean of the others they can: a mean with one inverted mask is half
+gray everywhere.) All of it is in whole numbers, ten-thousandths, so it does not depend on the order of answers.
+
+To be cheap it looks at a lattice of about `GRID` x `GRID` pixels of each mask, 4 KB whatever the image's size; these wait until
+their chunk is finished. It needs every site's masks, on that lattice, so it is not possible under secure aggregation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium.common.soft_mask import SoftMasks
+
+GRID: Final = 64
+WHOLE: Final = 10_000
+"""Full agreement, in ten-thousandths."""
+FEWEST: Final = 3
+"""Sites it takes to say that one stands apart."""
+SHARE: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is kept of an answer: ``masks`` uint8 (n, known labels, h, w), and the positions of the labels they are of."""
+
+    masks: SoftMasks
+    known: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean over ``n`` images, in percent."""
+
+    mean: float
+    n: int
+
+
+def sample(masks: SoftMasks, known: Sequence[int]) -> Sample:
+    """Take every so many-th pixel of an answer, uint8 (n, known labels, H, W), in both directions."""
+    step = max(1, masks.shape[-1] // GRID)
+    return Sample(np.ascontiguousarray(masks[:, :, step // 2 :: step, step // 2 :: step]), tuple(known))
+
+
+def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
+    """Compare all sites' answers to a chunk.
+
+    Parameters
+    ----------
+    samples
+        By site, all of the same images.
+
+    Returns
+    -------
+    dict
+        By site, number of images and the sum of its agreement on them, in ten-thousandths. A site that shares no label with
+        another is not there.
+    """
+    met: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in samples}
+    for (one, ours), (other, theirs) in combinations(samples.items(), 2):
+        shared = [label for label in ours.known if label in theirs.known]
+        if shared:
+            overlap = soft_dice(_labels(ours, shared), _labels(theirs, shared))
+            met[one].append(overlap)
+            met[other].append(overlap)
+    return {site: (len(found[0]), int(_median(found).sum())) for site, found in met.items() if found}
+
+
+def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> npt.NDArray[np.int64]:
+    """Soft Dice of each image over all its labels, in ten-thousandths: int64 (n,), from uint8 (n, K, h, w)."""
+    axes = (1, 2, 3)
+    common = np.minimum(ours, theirs).sum(axes, dtype=np.int64)
+    both = ours.sum(axes, dtype=np.int64) + theirs.sum(axes, dtype=np.int64)
+    return np.asarray(np.where(both > 0, 2 * WHOLE * common // np.maximum(both, 1), WHOLE), np.int64)
+
+
+def stand_apart(agreement: Mapping[str, Agreement]) -> list[str]:
+    """Sites whose agreement is below half of the median site's, of at least three: something is wrong there.
+
+    A weak teacher stays above it: its outlines are poor, but mostly where the others' are.
+    """
+    if len(agreement) < FEWEST:
+        return []
+    least = SHARE * median(held.mean for held in agreement.values())
+    return sorted(site for site, held in agreement.items() if held.mean < least)
+
+
+def _labels(held: Sample, wanted: list[int]) -> SoftMasks:
+    return held.masks if list(held.known) == wanted else held.masks[:, [held.known.index(label) for label in wanted]]
+
+
+def _median(found: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    ordered = np.sort(np.stack(found), axis=0)
+    return np.asarray((ordered[(len(found) - 1) // 2] + ordered[len(found) // 2]) // 2, np.int64)

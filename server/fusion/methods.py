@@ -1,0 +1,48 @@
+"""The fusions a study may choose from, behind one interface.
+
+=================  =========================================================  ==========================================
+method             holds against                                              state of a chunk, bytes a pixel
+=================  =========================================================  ==========================================
+``weighted-mean``  none: one site moves the mean as far as its weight says     4, whatever the number of sites (sums alone)
+``trimmed-mean``   up to ``trim`` sites; needs ``2 * trim + 1`` of each label  1 a site (all masks)
+``median``         fewer than half of the sites                                1 a site (all masks)
+=================  =========================================================  ==========================================
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from consilium.common.soft_mask import SoftMasks
+from consilium.common.study import FusionSettings
+from consilium.server.fusion import median, trimmed_mean, weighted_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """A fusion: ``init(shape)``, then ``fold(state, masks, weight, known)`` for each site, then ``finish(state)``.
+
+    Attributes
+    ----------
+    init
+        Gives a state for n images, of shape (n, K, H, W).
+    fold
+        Adds one site's masks, uint8 (n, known labels, H, W), to the state, in any order.
+    finish
+        Gives the pseudo masks, uint8 (n, K, H, W). Needs `FusionSettings.least_sites` of every label.
+    """
+
+    init: Callable[[tuple[int, int, int, int]], Any]
+    fold: Callable[[Any, SoftMasks, int, Sequence[int] | None], None]
+    finish: Callable[[Any], SoftMasks]
+
+
+def method_of(settings: FusionSettings) -> Method:
+    """Find the method that a study's settings name."""
+    if settings.method == "trimmed-mean":
+        finish = partial(trimmed_mean.finish, trim=settings.trim)
+        return Method(trimmed_mean.init, trimmed_mean.fold, finish)
+    if settings.method == "median":
+        return Method(median.init, median.fold, median.finish)
+    return Method(weighted_mean.init, weighted_mean.fold, weighted_mean.finish)
