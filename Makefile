@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/consilium demo
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(STAMP)
 

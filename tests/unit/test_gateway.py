@@ -143,7 +143,9 @@ def test_a_loopback_port_works_and_a_taken_one_is_told() -> None:
             serve(Relay(), gateway.address)
 
 
-@pytest.mark.parametrize("address", ["unix:/tmp/consilium-no-such.sock", f"127.0.0.1:{free_port()}"])
+@pytest.mark.parametrize(
+    "address", ["unix:/tmp/consilium-no-such.sock", f"127.0.0.1:{free_port()}"], ids=["socket", "port"]
+)
 def test_a_gateway_that_is_not_there_is_unreachable(address: str) -> None:
     with GatewayClient(address) as client, pytest.raises(WireError) as error:
         client.describe(MESSAGES[0])

@@ -59,7 +59,11 @@ def test_a_signature_for_one_purpose_is_refused_for_another(domain: bytes, data:
         verify(PUBLIC, domain, data, signature)
 
 
-@pytest.mark.parametrize("key", [b"", b"short", bytes(33), public_key_of(Ed25519PrivateKey.generate())])
+@pytest.mark.parametrize(
+    "key",
+    [b"", b"short", bytes(33), public_key_of(Ed25519PrivateKey.generate())],
+    ids=["empty", "short", "long", "another"],
+)
 def test_another_key_or_no_key_is_refused_as_a_bad_signature(key: bytes) -> None:
     with pytest.raises(WireError) as refused:
         verify(key, b"d", b"x", sign(KEY, b"d", b"x"))
