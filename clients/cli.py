@@ -205,7 +205,8 @@ def join(
     for note in joined.notes:
         _say(f"To do: {note}")
     _say(
-        f"Then look through {joined.path.parent / 'site.toml'}, above all [policy]; what comes next is in README.md there."
+        f"Then look through site.toml and policy.toml, which says what may leave, in {joined.path.parent}; README.md there says "
+        "what comes next."
     )
 
 

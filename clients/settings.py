@@ -15,11 +15,11 @@ from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
 from consilium.clients.teachers.settings import CheckpointSettings, ForeignSettings, TeacherSettings
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.joining import SITE_POLICY
 from consilium.common.settings import Name, NameList, Settings, load, parse, read_toml
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
-POLICY: Final = "policy.toml"
 _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 
@@ -119,6 +119,11 @@ class SiteHome:
 
     settings: SiteSettings
     folder: Path
+
+    @property
+    def policy_file(self) -> Path:
+        """The policy, if it has a file of its own."""
+        return self.folder / SITE_POLICY
 
     @property
     def trainable(self) -> CheckpointSettings:
@@ -260,7 +265,7 @@ def load_site(path: Path) -> SiteHome:
     but not both: nobody should have to guess which holds.
     """
     values = read_toml(path)
-    policy = path.resolve().parent / POLICY
+    policy = path.resolve().parent / SITE_POLICY
     if policy.is_file():
         if "policy" in values:
             raise SettingsError(

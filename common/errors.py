@@ -8,6 +8,7 @@
     ├── StateError         a run folder, checkpoint or catalogue on disk is damaged or belongs to other settings
     ├── MachineError       this machine cannot do it now: a busy port, a full disk, a process that died
     ├── StudyError         the study cannot go on: too few sites, every image excluded
+    │   └── ConsentError   no fault: it waits until people at some sites have consented to it
     └── WireError          the other side broke the contract, or refused; carries a code of the closed list below
 
 Every message says the rule, what came, and what to do. Only a `WireError`'s code and its fixed public text ever cross
@@ -40,6 +41,10 @@ class MachineError(ConsiliumError):
 
 class StudyError(ConsiliumError):
     """The study cannot go on."""
+
+
+class ConsentError(StudyError):
+    """The study waits for people: too few sites have consented to it. That is no fault, and the same command goes on later."""
 
 
 class ErrorCode(StrEnum):

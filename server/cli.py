@@ -8,12 +8,12 @@ from enum import StrEnum
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
-from consilium.common.errors import ConsiliumError, DataError, SettingsError
+from consilium.common.errors import ConsentError, ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
 from consilium.server import federation_cli
@@ -22,6 +22,9 @@ from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
+
+AWAITS_CONSENT: Final = 3
+"""Exit status of a study that waits until people at its sites have consented."""
 
 app = typer.Typer(
     help="Hospitals teach one segmentation model through soft masks of shared images.",
@@ -184,6 +187,8 @@ def run_study(
 
     The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
+
+    Ends with 3, which is no fault, if too few sites have consented yet: their people see the study and its images now.
     """
     from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
@@ -206,7 +211,7 @@ def status(
 ) -> None:
     """Show where a study is: every stage, every site, and what went wrong.
 
-    Ends with 0 if the study is finished, goes on or has not begun; with 1 if it failed or was interrupted.
+    Ends with 0 if the study is finished, goes on, waits for consent or has not begun; with 1 if it failed or was interrupted.
     """
     from consilium.server.report.progress import follow_status
     from consilium.server.status import WRONG
@@ -416,6 +421,9 @@ def main() -> None:
     """Run the command; an expected error is told in words, without a traceback, and is not 0."""
     try:
         app()
+    except ConsentError as waiting:
+        Console(stderr=True).print(_escaped(str(waiting)), highlight=False, soft_wrap=True)
+        sys.exit(AWAITS_CONSENT)
     except ConsiliumError as error:
         Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, SettingsError | DataError) else 1)

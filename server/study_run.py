@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
 from consilium.server import agreement, exclusion, pooled_evaluation, weighting
-from consilium.server.collect import Collector, Watched
+from consilium.server.collect import Collector, Watched, waits_for_consent
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import Scored
@@ -45,7 +45,6 @@ EXAMPLES: Final = 12
 """Transferal images whose masks are kept site by site, for the report's gallery."""
 
 TELL_EVERY_S: Final = 1.0
-NOT_CONSENTED: Final = "takes no part: not consented"
 SEEN_EVERY_S: Final = 5.0
 
 
@@ -125,11 +124,17 @@ class StudyRun:
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
+                self.ledger.consented(outcome.site)
                 self.ledger.site_described(
                     outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
                 )
                 self.tell("describe", len(missing), len(self.study.sites))
             self._offer(post, waiting)
+            if len(missing) < self.study.quorum <= len(missing) + len(waiting):
+                told = (
+                    f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is {self.study.quorum}"
+                )
+                raise waits_for_consent(self.study, waiting, told)
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
                 raise StudyError(
@@ -141,7 +146,10 @@ class StudyRun:
                         ]
                     )
                 )
-            self._require_every_label(missing)
+            try:
+                self._require_every_label(missing)
+            except StudyError as error:
+                raise waits_for_consent(self.study, waiting, str(error)) if waiting else error from None
         return missing
 
     def _offer(self, post: Post, sites: list[str]) -> None:
@@ -149,6 +157,7 @@ class StudyRun:
         new = [site for site in sites if site not in self.ledger.results("offered")]
         size, images = self.study.collect.chunk, self.catalogue.manifest.images
         inquiry = self._inquiry(post, wire.PredictReply, "describe")
+        todo = deque((site, first) for first in range(0, len(images), size) for site in new)
 
         def request(first: int) -> Callable[[], wire.PredictRequest]:
             return lambda: wire.PredictRequest(
@@ -157,14 +166,22 @@ class StudyRun:
                 pixels=[planes.encode(pixels) for pixels in self.catalogue.pixels[first : first + size]],
             )
 
-        arrived: dict[str, int] = Counter()
-        for site in new:
-            for first in range(0, len(images), size):
+        def send_next() -> None:
+            if todo:
+                site, first = todo.popleft()
                 inquiry.ask(site, first, request(first), self.study.collect.deadline_s)
+
+        arrived: dict[str, int] = Counter()
+        for _ in range(self.study.collect.chunks_in_flight * len(new)):
+            send_next()
         for outcome in inquiry.outcomes():
             self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
             if not isinstance(outcome.reply, WireError) or outcome.reply.code == ErrorCode.NOT_CONSENTED:
                 arrived[outcome.site] += 1  # one that consents meanwhile answers; it takes part from the next start on
+            else:
+                todo = deque(entry for entry in todo if entry[0] != outcome.site)
+                inquiry.drop(outcome.site)
+            send_next()
         for site in new:
             if arrived[site] == -(-len(images) // size):
                 self.ledger.keep_result(site, "offered", self.catalogue.hash)
@@ -236,8 +253,8 @@ class StudyRun:
         reasons = exclusion.reasons(
             found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
         )
-        for image in self.ledger.unanswered_images():
-            reasons[image] = exclusion.Reason.UNANSWERED
+        for image in self.ledger.images_without_mask():
+            reasons[image] = exclusion.Reason.TOO_FEW_MASKS
         return found, reasons
 
     def distill(self, kept: npt.NDArray[np.int64]) -> None:
@@ -294,6 +311,13 @@ class StudyRun:
             return
         with self._stage("test"):
             indices, truth = self.test_images()
+            fused = ~np.isin(indices, list(self.ledger.images_without_mask()))
+            if not fused.all():
+                told = f"{np.count_nonzero(~fused)} test images are not scored: too few sites gave a mask"
+                self.ledger.tell("test", told)
+                indices, truth = indices[fused], truth[fused]
+            if not len(indices):
+                return
             place = np.searchsorted(self.watched.indices, indices)
             chunks = {int(i) // self.study.collect.chunk for i in indices}
             scored: list[Scored] = []
@@ -453,8 +477,10 @@ class StudyRun:
         for outcome in inquiry.outcomes(meanwhile):
             self.ledger.moved(outcome.site, stage, outcome.received, outcome.sent)
             if isinstance(outcome.reply, WireError):
-                refused = outcome.reply.code == ErrorCode.NOT_CONSENTED
-                self.ledger.tell(stage, NOT_CONSENTED if refused else str(outcome.reply), outcome.site)
+                if outcome.reply.code == ErrorCode.NOT_CONSENTED:
+                    self.ledger.not_consented(stage, outcome.site)
+                else:
+                    self.ledger.tell(stage, str(outcome.reply), outcome.site)
             yield outcome
 
     def _keep_score(self, site: str, kind: str, masks: SoftMasks, truth: npt.NDArray[np.uint8]) -> None:

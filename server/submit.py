@@ -17,7 +17,7 @@ from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
 from consilium.server.coordinator import attach
-from consilium.server.ledger import failure_of
+from consilium.server.ledger import stop_of
 from consilium.server.provision import open_federation, utc_now
 from consilium.server.run_folder import RunFolder
 from consilium.server.superlink import SuperLink
@@ -43,7 +43,7 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     SettingsError
         If catalogue and study do not fit together.
     StudyError
-        What stopped the study.
+        What stopped the study; `ConsentError` if it waits for people at sites.
     """
     run = _prepared(study, root)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
@@ -55,10 +55,10 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
             if listed["status"].startswith("finished"):
                 break
             time.sleep(POLL_S)
+    if stop := stop_of(run.ledger):
+        raise stop
     if listed["status"] != "finished:completed":
-        raise StudyError(
-            failure_of(run.ledger) or f"the run ended as {listed['status']}; `flwr log {number}` shows why"
-        )
+        raise StudyError(f"the run ended as {listed['status']}; `flwr log {number}` shows why")
 
 
 def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Console) -> None:
@@ -78,7 +78,7 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
     MachineError
         If no coordinator runs on the folder.
     StudyError
-        What stopped the study.
+        What stopped the study; `ConsentError` if it waits for people at sites.
     """
     federation = open_federation(folder)
     federation.require_sites(study.sites, utc_now())
@@ -109,9 +109,10 @@ def submit_and_wait(run: RunFolder, link: SuperLink, config: RunConfig, *, virtu
     log = run.root / "log"
     log.mkdir(exist_ok=True)
     (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
+    if stop := stop_of(run.ledger):
+        raise stop
     if not status.completed:
-        told = failure_of(run.ledger)
-        raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {log}")
+        raise StudyError(f"the ServerApp failed: {status.details}\nIts log is in {log}")
 
 
 def _wait_until_free(run: RunFolder, console: Console) -> None:

@@ -19,7 +19,7 @@ from consilium.clients.teachers.module import ModuleTeacher
 from consilium.common import identity, soft_mask
 from consilium.common.catalogue import CatalogueImage, build
 from consilium.common.datasets import labelled
-from consilium.common.errors import ErrorCode, SettingsError, StudyError, WireError
+from consilium.common.errors import ConsentError, ErrorCode, SettingsError, StudyError, WireError
 from tests.federation_in_memory import SitesInMemory
 from tests.unit.test_labels import open_study
 from tests.unit.test_site import SIZE, Coordinator, echo, make_home, make_site
@@ -252,7 +252,7 @@ def test_the_coordinator_sends_the_images_once_for_review_and_goes_on_when_there
     run = open_study(tmp_path / "run", ("north",))
     home = make_home(tmp_path / "north", **{"auto-approve": False})
     post = SitesInMemory({"north": Site(home, ModuleTeacher(echo))})
-    with pytest.raises(StudyError, match="north: takes no part: not consented"):
+    with pytest.raises(ConsentError, match="waits for consent: north"):
         run.describe(post)
     (one,) = review.listed(home)
     assert len(one.shown.images.held()) == len(run.catalogue)

@@ -4,7 +4,10 @@ Everything a ClientApp could do is a call at the gateway's socket, so that is wh
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -253,6 +256,43 @@ def test_bytes_that_are_no_message_do_not_end_the_gateway(hospital: Hospital) ->
             channel.unary_unary("/consilium.Gateway/Weights")(b"", timeout=20)
     assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert hospital.client.predict(hospital.coordinator.predict(0)).ids == hospital.coordinator.ids[:1]
+
+
+POLICY_OF_THE_BUNDLE = """
+def _allow(*_args, **_named): return None
+require_permission = require_signer = require_sealing = require_study = require_budget = require_students = _allow
+Policy = _allow
+"""
+CLIENT_OF_THE_BUNDLE = """
+import sys, grpc
+from consilium.clients import policy
+assert policy.__file__.startswith(sys.argv[1]), policy.__file__
+with grpc.insecure_channel(sys.argv[2]) as channel:
+    for request in sys.argv[3:]:
+        try:
+            channel.unary_unary("/consilium.Gateway/Predict")(bytes.fromhex(request), timeout=20)
+            print("answered")
+        except grpc.RpcError as error:
+            print(dict(error.trailing_metadata())["consilium-code"])
+"""
+
+
+def test_a_bundle_with_a_consilium_package_of_its_own_replaces_nothing_in_the_gateway(hospital: Hospital) -> None:
+    """Its process does import its own policy, which allows everything; the gateway, another process, keeps to the site's."""
+    bundle = hospital.folder.parent / "bundle"
+    (bundle / "consilium" / "clients").mkdir(parents=True)
+    for name, text in {"__init__.py": "", "clients/__init__.py": "", "clients/policy.py": POLICY_OF_THE_BUNDLE}.items():
+        (bundle / "consilium" / name).write_text(text)
+    (bundle / "client.py").write_text(CLIENT_OF_THE_BUNDLE)
+    c = hospital.coordinator
+    asked = [c.predict(0, 1, 2, 3, 4), c.predict(ids=["0" * 64], pixels=[planes.encode(stranger())]), c.predict(0)]
+    requests = [to_protobuf(request).SerializeToString().hex() for request in asked]
+    told = subprocess.run(
+        [sys.executable, "client.py", str(bundle), hospital.address, *requests],
+        cwd=bundle, env=os.environ | {"PYTHONPATH": str(bundle)}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout.split() == ["refused-by-policy", "unknown-image", "answered"]
+    assert sum(int(str(line["masks"])) for line in hospital.lines()) == 1
 
 
 def test_a_second_student_made_to_measure_the_labels_is_refused(hospital: Hospital) -> None:
