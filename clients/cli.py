@@ -297,8 +297,10 @@ def review(
             f"{len(looked.near)} of them look like your own training images and are NOT answered: "
             f"{looked.folder / 'near-duplicates.png'}"
         )
+    elif not looked.own:
+        _say("No training images are packed here ([data]), so none of them could be told to be your own.")
     elif home.settings.policy.near_duplicate < 1:
-        _say("None of them looks like one of your own training images.")
+        _say(f"None of them looks like one of your own {looked.own} training images.")
 
 
 @app.command(epilog="Example: consilium-site approve hospital/site.toml breast-2026 --until 2027-03-31")

@@ -39,6 +39,10 @@ class OwnImages:
         self._lock: Final = threading.Lock()
         self._thumbnails: Pixels | None = None
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._own())
+
     def likeness(self, images: Pixels) -> Likeness:
         """Compare images, uint8 (n, C, H, W), with all own ones."""
         own = self._own()

@@ -54,14 +54,17 @@ class Looked:
     ----------
     held, images
         How many of the catalogue's images are here, and how many there are.
+    own
+        How many training images of the site they were compared with.
     near
-        Those that look like the site's own.
+        Those that look like one of them.
     folder
         Holds ``images.png``, and ``near-duplicates.png`` and ``near-duplicates.csv`` where there are any.
     """
 
     held: int
     images: int
+    own: int
     near: list[NearDuplicate]
     folder: Path
 
@@ -141,17 +144,17 @@ def look(home: SiteHome, one: Listed) -> Looked:
     shown = one.shown
     folder = private_folder(home.reviews / f"{shown.study.name}-{one.digest[:12]}")
     ids = shown.images.held()
-    near = _near_duplicates(home, shown, ids) if home.settings.policy.near_duplicate < 1 else []
+    own = OwnImages(home.train_set)
+    near = _near_duplicates(home, shown, ids, own) if home.settings.policy.near_duplicate < 1 else []
     title = f"{shown.study.name}: images of {shown.manifest.name}"
     subtitle = f"{len(ids):,} of {len(shown.manifest.images):,} are here; signed by {fingerprint(shown.signer)}"
     contact_sheet.draw([_case(shown, name) for name in ids], title, subtitle).save(folder / "images.png")
     if near:
         _draw_near(home, shown, near, folder)
-    return Looked(len(ids), len(shown.manifest.images), near, folder)
+    return Looked(len(ids), len(shown.manifest.images), len(own), near, folder)
 
 
-def _near_duplicates(home: SiteHome, shown: Shown, ids: list[str]) -> list[NearDuplicate]:
-    own = OwnImages(home.train_set)
+def _near_duplicates(home: SiteHome, shown: Shown, ids: list[str], own: OwnImages) -> list[NearDuplicate]:
     sources = labelled.open_packed(home.train_set).sources if labelled.is_packed(home.train_set) else ()
     found = []
     for at in range(0, len(ids), _BATCH):

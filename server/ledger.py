@@ -241,8 +241,10 @@ class Ledger:
         """What each site said of itself."""
         return dict(self._database.execute("SELECT name, card FROM site"))
 
-    def consented(self, site: str) -> None:
-        """Record that a site answers: it has consented."""
+    def consented(self, stage: str, site: str) -> None:
+        """Record that a site takes part: it has consented."""
+        if site in self.without_consent():
+            self.tell(stage, "takes part: consented", site)
         self.keep_result(site, "consent", "true")
 
     def not_consented(self, stage: str, site: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode
 from consilium.common.study import Study
-from consilium.server.ledger import Ledger, Stage
+from consilium.server.ledger import NOT_CONSENTED, Ledger, Stage
 from consilium.server.run_folder import RunFolder
 
 WRONG: Final = frozenset({"failed", "interrupted"})
@@ -120,8 +120,11 @@ def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict
 
     without_consent = site in ledger.without_consent()
 
+    def refused_in(stage: str) -> bool:
+        return any(event.stage == stage and event.text == NOT_CONSENTED for event in events)
+
     def visited(stage: str, answered: bool) -> str:
-        if without_consent and (stage == "describe" or not answered):
+        if without_consent and (stage == "describe" or (refused_in(stage) and not answered)):
             return "not consented"
         if answered:
             return "done"

@@ -124,7 +124,7 @@ class StudyRun:
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
-                self.ledger.consented(outcome.site)
+                self.ledger.consented("describe", outcome.site)
                 self.ledger.site_described(
                     outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
                 )

@@ -45,7 +45,7 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     StudyError
         What stopped the study; `ConsentError` if it waits for people at sites.
     """
-    run = _prepared(study, root)
+    run = _prepared(study, root, console)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
     config = f"{RUN_FOLDER_KEY}={json.dumps(str(run.root))}"
     number = str(_flwr("run", str(bundle), *([superlink] if superlink else []), "--run-config", config)["run-id"])
@@ -90,7 +90,7 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
             f"({signer[:16]}...): build it with --key {federation.signing_key}, into a new run folder"
         )
     with attach(federation) as link:
-        run = _prepared(study, root)
+        run = _prepared(study, root, console)
         _wait_until_free(run, console)
         with Board(console) as board, following(board, run.ledger):
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
@@ -132,7 +132,7 @@ def _wait_until_free(run: RunFolder, console: Console) -> None:
         time.sleep(0.5)
 
 
-def _prepared(study: Study, root: Path) -> RunFolder:
+def _prepared(study: Study, root: Path, console: Console) -> RunFolder:
     """The run folder with the study's settings frozen in it, once they fit its catalogue."""
     run = RunFolder(root)
     manifest = open_catalogue(run.catalogue).manifest
@@ -142,6 +142,13 @@ def _prepared(study: Study, root: Path) -> RunFolder:
             f"study asks for {study.image.size} and {study.image.channels}: build the catalogue again, or change the study"
         )
     run.create(study)
+    if not run.sealing_offer.exists():
+        console.print(
+            f"{run.catalogue} offers no key to seal soft masks to: sites whose policy asks for one refuse, the others' masks "
+            f"travel in clear. `consilium catalogue seal {run.root} --key KEY` makes one.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return run
 
 

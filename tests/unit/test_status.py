@@ -85,9 +85,11 @@ def test_a_study_that_awaits_consent_is_no_fault_and_a_site_that_consents_or_rev
     code, found = told(folder)
     assert (code, found["status"], found["awaits"]) == (0, "awaits-consent", "s waits for consent: east")
     assert (found["failure"], found["sites"]["east"]["describe"]) == (None, "not consented")
-    ledger.consented("east")
+    assert found["sites"]["east"]["evaluate"] == "waiting"
+    ledger.consented("describe", "east")
     ledger.site_described("east", "{}")
-    assert told(folder)[1]["sites"]["east"]["describe"] == "done"
+    east = told(folder)[1]["sites"]["east"]
+    assert (east["describe"], east["last_event"]["text"]) == ("done", "takes part: consented")
     ledger.not_consented("collect", "east")
     assert told(folder)[1]["sites"]["east"]["describe"] == "not consented"
 
