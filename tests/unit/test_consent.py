@@ -311,7 +311,7 @@ def test_a_person_reviews_approves_and_revokes_by_command(
     assert all(part in listed for part in ("trial", coordinator.study.digest[:12], "3 of 5", "waiting"))
     told = say("review", "trial")
     assert identity.fingerprint(coordinator.catalogue.signer) in told
-    assert "None of them looks like one of your own" in told
+    assert "No training images are packed here" in told
     (picture,) = (tmp_path / "reviews").glob("trial-*/images.png")
     with Image.open(picture) as sheet:
         assert sheet.width > 1000
