@@ -53,7 +53,7 @@ class Case:
 
     def bare(self) -> float:
         """Train with nothing around it; gives seconds."""
-        module = build(self.network, 1, 1, seed=0)
+        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
         generator = torch.Generator().manual_seed(0)
         images, targets = self.tensors
@@ -71,7 +71,7 @@ class Case:
 
     def fit(self) -> float:
         """Train with `fit`; gives seconds from its first step to its last."""
-        module = build(self.network, 1, 1, seed=0)
+        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)
         settings = TrainingSettings(image_budget=BATCH * self.steps, batch=BATCH, learning_rate=1e-3, device="cpu")
         images, targets = self.mapped
         ends: list[Progress] = []
