@@ -71,7 +71,7 @@ class Case:
 
     def fit(self) -> float:
         """Train with `fit`; gives seconds from its first step to its last."""
-        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)
+        module = build(self.network, 1, 1, seed=0)
         settings = TrainingSettings(image_budget=BATCH * self.steps, batch=BATCH, learning_rate=1e-3, device="cpu")
         images, targets = self.mapped
         ends: list[Progress] = []
@@ -89,7 +89,7 @@ class Case:
 def main() -> int:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=1, help="CPU threads of both; 0 leaves torch's own choice")
     given = options.parse_args()
     if given.threads:
