@@ -53,7 +53,7 @@ class Case:
 
     def bare(self) -> float:
         """Train with nothing around it; gives seconds."""
-        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)
+        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
         generator = torch.Generator().manual_seed(0)
         images, targets = self.tensors

@@ -219,7 +219,7 @@ class Collector:
         masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, reply.masks, strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        self._fusion.fold(chunk.fused, masks, self.study.fusion.weights.get(site, 1), known)
+        self._fusion.fold(chunk.fused, masks, self.study.fusion.named_weights.get(site, 1), known)
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
         chunk.samples[site] = agreement.sample(masks, known)
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
