@@ -227,13 +227,14 @@ class Collector:
         if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(chunk.ids):
             raise WireError(ErrorCode.BAD_MASK, "not exactly one mask, or an abstention, for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}
-        answered = np.isin(chunk.ids, reply.ids)
+        given = set(reply.ids)
+        answered = np.array([name in given for name in chunk.ids])
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
         masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
         for i in np.flatnonzero(answered):  # only now: an answer counts whole or not at all
-            self._fusion.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.weights.get(site, 1), known)
+            self._fusion.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.named_weights.get(site, 1), known)
             chunk.given[i, list(known)] += 1
         self.ledger.abstained(site, [chunk.first + int(i) for i in np.flatnonzero(~answered)])
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
