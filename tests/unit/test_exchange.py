@@ -579,10 +579,10 @@ def test_a_site_answers_by_command_and_3_is_its_exit_status_without_consent(
     home = make_home(case.folder / "west")
     path = home.folder / "site.toml"
     home.folder.mkdir(exist_ok=True)
-    (home.folder / "teacher.py").write_text("def teacher(images, **_):\n    return images\n")
+    (home.folder / "asked.py").write_text("def teacher(images):\n    return images / 255\n")
     path.write_text(
-        f'name = "west"\n[teacher]\nkind = "callable"\ncallable = "teacher:teacher"\npath = "."\nsize = {SIZE}\n'
-        f'channels = 1\noutput = "probabilities"\n[data]\nsize = {SIZE}\n'
+        'name = "west"\n[teacher]\nkind = "callable"\nfunction = "asked:teacher"\ncode = "."\noutput = "probabilities"\n'
+        f"[data]\nsize = {SIZE}\n"
     )
     monkeypatch.chdir(case.folder)
 
