@@ -1,10 +1,13 @@
 """The ServerApp: Flower's grid on one side, the stages of a study on the other. It translates and calls."""
 
 import time
-from logging import ERROR, INFO
+from collections.abc import Callable
+from contextlib import suppress
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.logger import log
@@ -15,7 +18,8 @@ from consilium.common.catalogue import open_catalogue
 from consilium.common.errors import ConsiliumError, ErrorCode, SettingsError, WireError
 from consilium.common.settings import parse
 from consilium.common.study import Study, from_run_config
-from consilium.server.inquiry import Letter
+from consilium.server.disk import in_words
+from consilium.server.inquiry import PAUSE_S, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
@@ -24,6 +28,7 @@ app = ServerApp()
 
 RUN_FOLDER_KEY: Final = "run-folder"
 POLL_S: Final = 0.2
+T = TypeVar("T")
 
 
 class GridPost:
@@ -44,7 +49,7 @@ class GridPost:
         return set(self._nodes())
 
     def _nodes(self) -> dict[str, int]:
-        nodes = list(self._grid.get_nodes())
+        nodes = list(_patiently(self._grid.get_nodes))
         named = {node.name: node.node_id for node in nodes if node.name in self._sites}
         self._joined.update({node.name: node.last_activated_at for node in nodes if node.name in named})
         if named or any(node.name for node in nodes):
@@ -57,7 +62,7 @@ class GridPost:
         if node is None:
             raise WireError(ErrorCode.SITE_UNREACHABLE)
         message = Message(content, dst_node_id=node, message_type=action, ttl=timeout_s, group_id=site)
-        [ticket] = self._grid.push_messages([message])
+        [ticket] = _patiently(lambda: self._grid.push_messages([message])) or [""]
         if not ticket:
             raise WireError(ErrorCode.SITE_UNREACHABLE, "the SuperLink did not take the message")
         self._pending[ticket] = (site, self._joined.get(site, ""))
@@ -71,7 +76,8 @@ class GridPost:
         """
         lost = [ticket for ticket, (site, joined) in self._pending.items() if self._joined.get(site, "") != joined]
         letters = [Letter(ticket, ErrorCode.SITE_UNREACHABLE) for ticket in lost]
-        for message in self._grid.pull_messages([ticket for ticket in self._pending if ticket not in lost]):
+        waiting = [ticket for ticket in self._pending if ticket not in lost]
+        for message in _patiently(lambda: self._grid.pull_messages(waiting)):
             ticket = message.metadata.reply_to_message_id  # the sender of an error may be the SuperLink: go by this
             self._pending.pop(ticket, None)
             letters.append(Letter(ticket, _fault(message) if message.has_error() else message.content))
@@ -80,6 +86,20 @@ class GridPost:
         if not letters:
             time.sleep(POLL_S)
         return letters
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call again, for a minute, what failed because the SuperLink is gone for a moment.
+
+    Flower itself repeats without end, but for errors that mention TLS: and of these is a connection that broke off.
+    """
+    for pause_s in PAUSE_S:
+        try:
+            return call()
+        except httpx.TransportError as error:
+            log(WARNING, "consilium: no answer from the SuperLink (%s); asking again", error)
+            time.sleep(pause_s)
+    return call()
 
 
 def _fault(message: Message) -> ErrorCode:
@@ -140,10 +160,13 @@ def main(grid: Grid, context: Context) -> None:
             try:
                 run_stages(run, GridPost(grid, run.study.sites))
             except Exception as error:
-                told = str(error) if isinstance(error, ConsiliumError) else f"{type(error).__name__}: {error}"
-                run.ledger.keep_result("", "failure", told)
+                told = in_words(error)
+                with suppress(ConsiliumError):  # a ledger that cannot be written cannot say so
+                    run.ledger.keep_result("", "failure", str(told) if told else f"{type(error).__name__}: {error}")
                 _report_anyway(run)
-                raise
+                if told is None or told is error:
+                    raise
+                raise told from error
             finally:
                 run.ledger.close()
     except ConsiliumError as error:

@@ -110,6 +110,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink", log_folder=run.root / "log") as link, ProcessGroup() as sites:
         board.show(START_LABEL, 1, count)
+        commands: dict[str, list[str]] = {}
         for started, name in enumerate(settings.sites, 2):
             home = site_home(run, name)
             key = home / "node-key"
@@ -124,13 +125,21 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
                 }
             }
             (home / "site.toml").write_text(tomli_w.dumps(document), "utf-8")
-            command = [*SITE_COMMAND, "start", str(home / "site.toml")]
-            sites.add(Child(f"site {name}", command, home / "log" / "site.log"))
+            commands[f"site {name}"] = [*SITE_COMMAND, "start", str(home / "site.toml")]
+            sites.add(Child(f"site {name}", commands[f"site {name}"], home / "log" / "site.log"))
             board.show(START_LABEL, started, count)
         link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+
+        def revive_sites() -> None:
+            for child in sites.children:
+                if child.exit_status() is not None:
+                    child.stop()
+                    sites.discard(child)
+                    sites.add(Child(child.name, commands[child.name], child.log))
+
         try:
-            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
+            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)}, meanwhile=revive_sites)
         finally:
             link.retire()
             for child in sites.children:

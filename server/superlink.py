@@ -186,7 +186,7 @@ class SuperLink:
         Raises
         ------
         MachineError
-            If it does not answer within 60 s; the message has the end of its log.
+            If the port is taken, or it does not answer within 60 s; the message has the end of its log.
         StateError
             If the home folder's files are damaged.
         """
@@ -204,7 +204,12 @@ class SuperLink:
             except BaseException as error:
                 link.stop()
                 taken = isinstance(error, MachineError) and "address already in use" in str(error)
-                if wanted or not taken or attempt == _PORT_TRIES - 1:
+                if taken and wanted:
+                    raise MachineError(
+                        f"port {chosen} is in use by another process: stop that one, or choose another port (the port used "
+                        f"last time is remembered in {home / 'port.json'}; sites have it in their site.toml)"
+                    ) from None
+                if not taken or attempt == _PORT_TRIES - 1:
                     raise
             else:
                 _remember_port(home, chosen)
@@ -369,7 +374,12 @@ class SuperLink:
         return RunStatus(status.status, status.sub_status, status.details)
 
     def wait(
-        self, run_id: int, timeout_s: float | None = None, *, on_change: Callable[[RunStatus], None] | None = None
+        self,
+        run_id: int,
+        timeout_s: float | None = None,
+        *,
+        on_change: Callable[[RunStatus], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> RunStatus:
         """Wait until a run has finished, and keep the SuperLink alive meanwhile.
 
@@ -381,6 +391,8 @@ class SuperLink:
             Give up waiting after this many seconds (the run goes on); None waits for ever.
         on_change
             Called with every new status.
+        meanwhile
+            Called about every second.
 
         Returns
         -------
@@ -397,6 +409,7 @@ class SuperLink:
         heard = time.monotonic()
         while not last.finished and (deadline is None or time.monotonic() < deadline):
             self.revive()
+            meanwhile()
             try:
                 now = self.status(run_id)
             except MachineError:  # it may just have been killed; revive sees to it, here or where it was started
