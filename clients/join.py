@@ -19,7 +19,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
-from consilium.clients.settings import SiteSettings
+from consilium.clients.policy import Policy
+from consilium.clients.settings import ConnectionSettings, SiteSettings
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.identity import certificate_facts, make_node_key, private_folder, write_private
 from consilium.common.joining import (
@@ -35,7 +36,7 @@ from consilium.common.joining import (
     make_join,
     write_join,
 )
-from consilium.common.settings import load, parse
+from consilium.common.settings import kebab, load, parse
 
 _GZIP: Final = 31  # zlib's window size that means a gzip file
 
@@ -180,19 +181,24 @@ def _members(packed: bytes) -> dict[str, bytes]:
 
 
 def _require_agreement(facts: KitFacts, settings: SiteSettings, authority: str) -> None:
-    """Refuse settings that say other things than the kit's facts, or reach outside the site's folder."""
-    connection = settings.connection
-    agreed = {
-        "the certificate authority": authority == facts.authority,
-        "the site's name": settings.name == facts.site,
-        "connection": connection is not None
-        and (connection.superlink, connection.ca, connection.node_key) == (facts.superlink, AUTHORITY, NODE_KEY),
-        "policy.trusted-signers": settings.policy.trusted_signers == (facts.signer,),
-        "policy.auto-approve": not settings.policy.auto_approve,
-    }
-    wrong = [what for what, is_agreed in agreed.items() if not is_agreed]
+    """Refuse settings that say more than who the site is, whom it trusts and where it connects to.
+
+    Whoever wrote the kit could else name a teacher that is a program, a folder outside the site's, or a policy.
+    """
+    connection = ConnectionSettings(superlink=facts.superlink, ca=AUTHORITY, node_key=NODE_KEY)
+    allowed = SiteSettings(
+        name=facts.site,
+        labels=settings.labels,
+        policy=Policy(trusted_signers=(facts.signer,)),
+        connection=connection,
+    )
+    wrong = [kebab(key) for key in SiteSettings.model_fields if getattr(settings, key) != getattr(allowed, key)]
+    if authority != facts.authority:
+        wrong.append(AUTHORITY)
     if wrong:
-        raise ValueError(f"its parts contradict each other: {', '.join(wrong)}")
+        raise ValueError(
+            f"its parts contradict each other, or go beyond a kit's (other than defaults): {', '.join(wrong)}"
+        )
 
 
 def _lay_out(kit: Kit, folder: Path, stamp: str, *, force: bool) -> tuple[str, ...]:

@@ -30,7 +30,13 @@ def _keys(federation: Federation, now: datetime) -> Iterator[Finding]:
     tls, again = federation.certificates, "provision the federation anew, with --force; every site joins again"
     renew = f"consilium federation renew {federation.folder}"
     yield attempt("authority", lambda: checks.certificate("authority", federation.authority_facts(), now, again))
-    yield checks.private_file("authority's key", federation.folder / "tls" / "authority.key")
+    key = federation.folder / "tls" / "authority.key"
+    if key.exists():
+        yield checks.private_file("authority's key", key)
+    else:
+        yield Finding(
+            "authority's key", "note", "is not here", f"put it back to {key} for `consilium federation renew`"
+        )
     yield attempt("certificate", lambda: checks.certificate("certificate", federation.server_facts(), now, renew))
     yield attempt("certificate's names", lambda: _names(federation, renew))
     yield checks.private_file("certificate's key", tls.key)

@@ -41,7 +41,9 @@ def add_to(app: typer.Typer) -> None:
 def provision(
     settings: Annotated[
         Path,
-        typer.Argument(metavar="FEDERATION.toml", help="settings; the shipped example is found as federation.toml"),
+        typer.Argument(
+            metavar="FEDERATION.toml", help="settings; docs/deploy.md shows the least, configs/federation.toml all"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="folder to make; it holds private keys, back it up")],
     force: Annotated[
@@ -51,9 +53,8 @@ def provision(
 ) -> None:
     """Make certificates, the signing key, and a kit for every site of a settings file."""
     from consilium.server import provision as making
-    from consilium.server.cli import find_settings
 
-    made = making.provision(find_settings(settings), out, making.utc_now(), force=force)
+    made = making.provision(settings, out, making.utc_now(), force=force)
     console = Console()
     _tell(
         console,

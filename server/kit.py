@@ -15,7 +15,8 @@ _SITE: Final = """# The settings of site {site} in the federation {federation}. 
 # Paths are relative to this file's folder. Keys that are left out have their defaults.
 
 {name_and_labels}
-# The site's own model. With labelled images and no model yet, `consilium-site train site.toml` trains this one.
+# The site's own model. With labelled images and no model yet, `consilium-site train site.toml` trains this one. A model that
+# you have already (ONNX, torch, MONAI, a server, a program): docs/teachers.md, then `consilium-site check site.toml`.
 [teacher]
 size = 384              # height and width it works at, in pixels
 channels = 1            # 1 for gray, 3 for RGB
@@ -57,10 +58,11 @@ No port has to be opened to the inside.
 2. Send {site}/{site}.join to the coordinator. Nothing in it is secret. Compare the key's fingerprint, which the command
    printed, by telephone: the coordinator's command prints it too. The archive itself holds an invitation, good once, until
    {expires}: keep it to yourself.
-3. Look through {site}/site.toml: labels, teacher, data, and [policy], which says what may leave. Then, if the site has no
-   teacher yet:
+3. Look through {site}/site.toml: labels, teacher, data, and [policy], which says what may leave. Then train a teacher, or
+   check one that you have:
 
        consilium-site train {site}/site.toml
+       consilium-site check {site}/site.toml
 
 4. When the coordinator has accepted the key, look whether all is well, and start:
 

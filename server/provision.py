@@ -489,9 +489,9 @@ def provision(settings_file: Path, folder: Path, now: datetime, *, force: bool =
 def open_federation(folder: Path) -> Federation:
     """Open what `provision` made; `StateError` if it is something else."""
     folder = folder.resolve()
-    if not (folder / "federation.toml").is_file() or not (folder / "tls" / "authority.key").is_file():
+    if not (folder / "federation.toml").is_file() or not (folder / "authority.pem").is_file():
         raise StateError(
-            f"{folder} is no federation's folder: federation.toml or tls/authority.key is missing; make one with "
+            f"{folder} is no federation's folder: federation.toml or authority.pem is missing; make one with "
             "`consilium provision FEDERATION.toml --out FOLDER`"
         )
     return Federation(folder, load(FederationSettings, folder / "federation.toml"))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from consilium.common.catalogue import open_catalogue
-from consilium.common.errors import ConsiliumError, MachineError, SettingsError, StudyError
+from consilium.common.errors import ConsiliumError, MachineError, SettingsError, StateError, StudyError
 from consilium.common.study import RunConfig, Study
 from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
@@ -24,6 +24,7 @@ from consilium.server.run_folder import LOCK, RunFolder
 from consilium.server.superlink import SuperLink
 
 POLL_S: Final = 3.0
+STOPPING_S: Final = 60.0
 SUBMISSIONS: Final = 20
 BEATS_MISSED: Final = 5
 RAISED: Final = "ServerApp failed with exception"
@@ -93,9 +94,10 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
             f"the sites take catalogues that are signed by this federation, and {run.catalogue} is signed by another key "
             f"({signer[:16]}...): build it with --key {federation.signing_key}, into a new run folder"
         )
-    with attach(federation) as link, Board(console) as board:
+    with attach(federation) as link:
         run = _prepared(study, root)
-        with following(board, run.ledger):
+        _wait_until_free(run, console)
+        with Board(console) as board, following(board, run.ledger):
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
 
 
@@ -155,6 +157,23 @@ def _watch(run: RunFolder, link: SuperLink, number: int, meanwhile: Callable[[],
                 link.stop_run(number)
 
     return look
+
+
+def _wait_until_free(run: RunFolder, console: Console) -> None:
+    """Wait for a run that was stopped just now: its ServerApp hears of it with its next heartbeat, within half a minute."""
+    deadline = time.monotonic() + STOPPING_S
+    told = False
+    while True:
+        try:
+            with run.locked():
+                return
+        except StateError:
+            if time.monotonic() > deadline:
+                raise
+        if not told:
+            console.print("waiting for the former run of this study to end", highlight=False)
+            told = True
+        time.sleep(0.5)
 
 
 def _prepared(study: Study, root: Path) -> RunFolder:

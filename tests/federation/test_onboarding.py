@@ -102,6 +102,8 @@ def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
         Child("coordinator", [str(BIN / "consilium"), "coordinator", "start", str(federation)], tmp_path / "c.log")
     )
     coordinator.wait_until(lambda: "1 of 1 sites have joined" in coordinator.tail(), 60)
+    done("consilium", "federation", "renew", federation)
+    coordinator.wait_until(lambda: "the new certificate is in use" in coordinator.tail(), 60)
     move_in(finished, home)
     site = running.add(
         Child("site", [str(BIN / "consilium-site"), "start", str(home / "site.toml")], tmp_path / "s.log")

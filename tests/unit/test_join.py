@@ -67,6 +67,14 @@ def swapped(files: Files, name: str, old: str, new: str) -> bytes:
     return archive(files | {name: text.replace(old, new).encode()})
 
 
+def program(files: Files) -> bytes:
+    """A kit whose teacher is a command, to be run whenever the site's doctor or gateway opens it."""
+    before, _, rest = files["site.toml"].decode().partition("[teacher]")
+    after = rest[rest.index("# The site's labelled images") :]
+    teacher = '[teacher]\nkind = "command"\ncommand = ["touch", "{images}", "{masks}"]\noutput = "binary"\n'
+    return archive(files | {"site.toml": (before + teacher + after).encode()})
+
+
 HOSTILE: dict[str, Callable[[Files], bytes]] = {
     "a path upwards": lambda files: archive(files | {"../evil": b"x"}),
     "an absolute path": lambda files: archive(files | {"/tmp/evil": b"x"}),  # noqa: S108
@@ -99,6 +107,13 @@ HOSTILE: dict[str, Callable[[Files], bytes]] = {
     "trust in everyone": lambda files: swapped(
         files, "site.toml", 'trusted-signers = ["', 'auto-approve = true\n# trusted-signers = ["'
     ),
+    "a teacher that is a program": lambda files: program(files),
+    "a teacher's folder elsewhere": lambda files: swapped(
+        files, "site.toml", "[teacher]", '[teacher]\nfolder = "../x"'
+    ),
+    "images elsewhere": lambda files: swapped(files, "site.toml", 'folder = ""', 'folder = "/srv/patients"'),
+    "a gateway for all": lambda files: swapped(files, "site.toml", "unix:gateway.sock", "127.0.0.1:5000"),
+    "a policy": lambda files: swapped(files, "site.toml", "mask-budget = 1000000", "mask-budget = 2000000"),
     "settings that are no TOML": lambda files: archive(files | {"site.toml": b"\xff"}),
     "an authority that is none": lambda files: archive(files | {"authority.pem": b"-----BEGIN CERTIFICATE-----"}),
 }
@@ -129,6 +144,12 @@ def test_a_damaged_archive_is_refused_or_reads_as_it_was(
     assert set(kit.files) == set(KIT_FILES)
 
 
+def test_a_kit_that_names_a_program_is_refused_for_its_teacher(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "kit.tar.gz").write_bytes(program(files))
+    with pytest.raises(DataError, match=r"beyond a kit's \(other than defaults\): teacher\."):
+        read_kit(tmp_path / "kit.tar.gz")
+
+
 def test_no_file_is_no_kit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can not be read"):
         read_kit(tmp_path / "absent")
@@ -148,6 +169,9 @@ def test_a_site_that_joins_has_all_it_needs_for_its_owner_alone(kit_path: Path, 
         text = (home / name).read_text()
         assert str(home) in text
         assert "@" not in text
+    service = pytest.importorskip("yaml").safe_load((home / "compose.yaml").read_text())["services"]["site"]
+    assert service["volumes"] == [f"{home}:/site"]
+    assert service["build"]["dockerfile_inline"].startswith("FROM python:")
 
 
 def test_joining_again_keeps_the_key_and_what_was_changed_by_hand(kit_path: Path, tmp_path: Path) -> None:
