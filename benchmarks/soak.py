@@ -12,7 +12,9 @@ itself too. Where the command ends it is started again, as its user would. At th
     python benchmarks/soak.py --kills 20 --seed 1
 """
 
+import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -40,18 +42,25 @@ from consilium.server.run_folder import RunFolder
 from consilium.server.simulation import site_home
 
 FACTS = ("pseudo_masks.u8", "selection.csv", "student/student.safetensors")
+SITE_PROCESSES = {
+    "SuperNode": "flower-supernode",
+    "resident ClientApp": "consilium.clients.resident",
+    "site with its gateway": "consilium.clients.cli start",
+}
 VICTIMS = {
     "SuperLink": "consilium.server.superlink",
     "superexec": "flower-superexec",
     "ServerApp": "flwr-serverapp",
-    "SuperNode": "flower-supernode",
-    "resident ClientApp": "consilium.clients.resident",
-    "site with its gateway": "consilium.clients.cli start",
+    **SITE_PROCESSES,
     "the command itself": "consilium.server.cli simulate",
 }
 """What each is called here, and what its command line has."""
+EVERYTHING = "all at once"
+RESTARTED_S, SITE_BACK_S, SITE_REPORTED_S = 15.0, 90.0, 60.0
+"""Targets: of the coordinator's processes, and of a site's."""
 KEEPER = "consilium.common.processes"
 POLL_S = 0.3
+COLLECTING = "collect"
 
 
 def settings_of(given: Namespace) -> dict[str, Any]:
@@ -70,7 +79,13 @@ def settings_of(given: Namespace) -> dict[str, Any]:
         "seed": 3,
         "sites": list(sites),
         "image": {"size": 64},
-        "collect": {"chunk": given.chunk, "chunks-in-flight": 4, "deadline-s": 1800.0, "connect-s": 300.0, "retries": 20},
+        "collect": {
+            "chunk": given.chunk,
+            "chunks-in-flight": 4,
+            "deadline-s": 1800.0,
+            "connect-s": 300.0,
+            "retries": 20,
+        },
         "exclusion": {"alpha": 0.0, "beta": 8.0},
         "student": {
             "network": {"name": "deeplabv3plus", "encoder": "tu-test_efficientnet", "width": 8},
@@ -91,14 +106,63 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What the ledger says at a moment: the stage that goes on, its steps, answers by site, sites that are away."""
+
+    stage: str = ""
+    done: int = 0
+    answers: tuple[tuple[str, int], ...] = ()
+    away: frozenset[str] = frozenset()
+
+    def of(self, site: str) -> int:
+        """Answers of a site."""
+        return dict(self.answers).get(site, 0)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of the federation."""
+
+    kind: str
+    site: str
+    pid: int
+
+
 @dataclass
 class Kill:
-    """One kill: of what, in which stage, and after how many seconds the study was further than before."""
+    """One kill: of what, in which stage, and after how many seconds what was the case."""
 
     victim: str
-    stage: str
+    site: str
+    pid: int
+    glance: Glance
     at: float
-    recovered_s: float | None = None
+    again_s: float | None = None  # its successor runs
+    further_s: float | None = None  # and the study is further than then
+    reported_s: float | None = None  # the site is shown as away
+    back_s: float | None = None  # the site answered again
+
+    def look(self, here: Glance, alive: list[Process], now: float) -> None:
+        """Note what is so by now."""
+        kind = "the command itself" if self.victim == EVERYTHING else self.victim
+        if self.again_s is None:
+            if not any((one.kind, one.site) == (kind, self.site) and one.pid != self.pid for one in alive):
+                return self._look_for_the_site(here, now)
+            self.again_s, self.glance = now - self.at, here
+        if self.further_s is None and (here.stage, here.done, here.answers) != (
+            self.glance.stage,
+            self.glance.done,
+            self.glance.answers,
+        ):
+            self.further_s = now - self.at
+        if self.site and self.back_s is None and here.of(self.site) > self.glance.of(self.site):
+            self.back_s = now - self.at
+        return self._look_for_the_site(here, now)
+
+    def _look_for_the_site(self, here: Glance, now: float) -> None:
+        if self.site and self.reported_s is None and self.back_s is None and self.site in here.away:
+            self.reported_s = now - self.at
 
 
 @dataclass
@@ -113,12 +177,14 @@ class Soak:
     starts: int = 0
 
     def run(self, kills: int, pause_s: tuple[float, float], limit_s: float, victims: list[str] | None = None) -> None:
-        """Run the study to its end, with so many kills on the way; in the order of ``victims`` where it is given."""
+        """Run the study to its end, with so many kills on the way; in the order of ``victims`` where it is given.
+
+        The first comes when masks are being collected. Those of ``victims`` come each when the one before is made good.
+        """
         planned = list(victims or [])
         limit = time.monotonic() + limit_s
         with self.log.open("ab") as log, _child() as holder:
-            next_kill = time.monotonic() + self.rng.uniform(*pause_s)
-            before = self._progress()
+            next_kill: float | None = None
             while time.monotonic() < limit:
                 if holder.process is None or holder.process.poll() is not None:
                     if holder.process is not None and holder.process.returncode == 0:
@@ -126,56 +192,49 @@ class Soak:
                     self.starts += 1
                     holder.process = subprocess.Popen(self._command(), stdout=log, stderr=subprocess.STDOUT)
                 time.sleep(POLL_S)
-                now, here = time.monotonic(), self._progress()
-                if here != before:
-                    before = here
-                    for kill in self.kills:
-                        if kill.recovered_s is None:
-                            kill.recovered_s = now - kill.at
-                ready = not self.kills or self.kills[-1].recovered_s is not None or now - self.kills[-1].at > 120
-                due = now >= next_kill and len(self.kills) < kills and here[0] not in ("", "start")
-                if due and (ready or not victims) and (killed := self._kill(holder.process.pid, planned)):
-                    self.kills.append(Kill(killed, here[0], time.monotonic()))
-                    next_kill = time.monotonic() + self.rng.uniform(*pause_s)
+                now, here, alive = time.monotonic(), self._glance(), processes_of(holder.process.pid)
+                for kill in self.kills:
+                    kill.look(here, alive, now)
+                if next_kill is None:
+                    next_kill = now + self.rng.uniform(*pause_s) if here.stage == COLLECTING else None
+                elif now >= next_kill and len(self.kills) < kills:
+                    if planned and self.kills and self.kills[-1].further_s is None and now - self.kills[-1].at < 120:
+                        continue
+                    if killed := self._kill(alive, here, planned):
+                        self.kills.append(killed)
+                        next_kill = time.monotonic() + self.rng.uniform(*pause_s)
         raise SystemExit(f"the study did not end within {limit_s:.0f} s; see {self.log} and {self.folder / 'log'}")
 
     def _command(self) -> list[str]:
         module = ["consilium.server.cli", "simulate", str(self.settings), "--run", str(self.folder)]
         return [sys.executable, "-P", "-m", *module]
 
-    def _kill(self, root: int, planned: list[str]) -> str:
-        """Kill a process of the federation; gives what it was, empty if none of the wanted kind is there now."""
-        found: dict[str, list[psutil.Process]] = {}
-        with suppress(psutil.Error):
-            command = psutil.Process(root)
-            for process in [command, *command.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    line = " ".join(process.cmdline())
-                    kind = next((name for name, part in VICTIMS.items() if part in line and KEEPER not in line), None)
-                    if kind:
-                        found.setdefault(kind, []).append(process)
-        kinds = sorted(found)
-        kind = planned[0] if planned else self.rng.choice(kinds) if kinds else ""
-        if kind not in found:
-            return ""
-        with suppress(psutil.Error):
-            self.rng.choice(sorted(found[kind], key=lambda process: process.pid)).send_signal(signal.SIGKILL)
-            if planned:
-                planned.pop(0)
-            return kind
-        return ""
+    def _kill(self, alive: list[Process], here: Glance, planned: list[str]) -> Kill | None:
+        """Kill a process of the federation, or all; None if none of the wanted kind is there now."""
+        kinds = sorted({one.kind for one in alive if one.kind})
+        victim = planned[0] if planned else self.rng.choice([*kinds, EVERYTHING])
+        kind = "the command itself" if victim == EVERYTHING else victim
+        if kind not in kinds:
+            return None
+        del planned[:1]
+        chosen = self.rng.choice([one for one in alive if one.kind == kind])
+        for process in alive if victim == EVERYTHING else [chosen]:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        return Kill(victim, chosen.site, chosen.pid, here, time.monotonic())
 
-    def _progress(self) -> tuple[str, int, int]:
-        """The stage that goes on, its steps, and the answers so far; the ledger is only read."""
+    def _glance(self) -> Glance:
+        """Look into the ledger, which is only read."""
         with suppress(sqlite3.Error):
             database = sqlite3.connect(f"file:{self.folder / 'ledger.sqlite'}?mode=ro", uri=True)
             try:
                 stages = database.execute("SELECT name, done FROM stage ORDER BY rowid").fetchall()
-                [(answers,)] = database.execute("SELECT COUNT(*) FROM answer")
-                return (*(stages[-1] if stages else ("", 0)), answers)
+                answers = database.execute("SELECT site, COUNT(*) FROM answer GROUP BY site ORDER BY site").fetchall()
+                away = database.execute("SELECT site FROM seen WHERE NOT connected").fetchall()
+                return Glance(*(stages[-1] if stages else ("", 0)), tuple(answers), frozenset(site for (site,) in away))
             finally:
                 database.close()
-        return "", 0, 0
+        return Glance()
 
     def differences(self, reference: Path) -> list[str]:
         """What is not as it must be."""
@@ -222,6 +281,20 @@ def _child() -> Iterator[_Holder]:
             holder.process.wait()
 
 
+def processes_of(root: int) -> list[Process]:
+    """The command's process and all below it, in order of their ids; keepers have no kind."""
+    found = []
+    with suppress(psutil.Error):
+        command = psutil.Process(root)
+        for process in [command, *command.children(recursive=True)]:
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                kind = next((name for name, part in VICTIMS.items() if part in line and KEEPER not in line), "")
+                site = re.search(r"/sites/([^/]+)/", line) if kind in SITE_PROCESSES else None
+                found.append(Process(kind, site[1] if site else "", process.pid))
+    return sorted(found, key=lambda one: one.pid)
+
+
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
@@ -249,44 +322,76 @@ def main() -> int:
     options.add_argument("--pause", type=float, nargs=2, default=(3.0, 15.0), help="seconds between kills, at random")
     options.add_argument("--limit", type=float, default=3600.0, help="seconds the study may take")
     options.add_argument(
-        "--victims", nargs="+", choices=list(VICTIMS), help="kill these, in this order, each when the one before is made good"
+        "--victims",
+        nargs="+",
+        choices=[*VICTIMS, EVERYTHING],
+        help="kill these in this order, each when the one before is made good",
     )
     options.add_argument("--work", type=Path, help="keep everything here")
     given = options.parse_args()
     given.kills = len(given.victims) if given.victims else given.kills
     if given.tiny:
         given.victims = given.victims or ["SuperLink"]
-        given.kills, given.images, given.budget, given.limit = len(given.victims), 64, 3000, 400.0
+        given.kills, given.images, given.budget, given.limit = len(given.victims), 60, 1000, 240.0
     print_machine()
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         settings, reference = prepare(given, work)
         folder = Path(shutil.copytree(work / "prepared", work / "soak"))
-        soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))
+        soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))  # noqa: S311
         began = time.monotonic()
         soak.run(given.kills, tuple(given.pause), given.limit, given.victims)
         took = time.monotonic() - began
         wrong, answers = soak.differences(reference), soak.answers()
     print_kills(soak.kills)
     print_table(("site", "masks sent", "masks the coordinator has"), answers)
-    print(f"seed {given.seed}: {len(soak.kills)} kills in {took:.0f} s, {soak.starts} starts of the command", flush=True)
+    print(
+        f"seed {given.seed}: {len(soak.kills)} kills in {took:.0f} s, {soak.starts} starts of the command", flush=True
+    )
     print("".join(f"WRONG: {fault}\n" for fault in wrong), end="")
     met = not wrong and len(soak.kills) >= given.kills
     print_target(f"{given.kills} kills, the same bytes, and nothing that was answered asked again", met)
+    for rule, kept in targets(soak.kills):
+        print_target(rule, kept)
     return 0 if met else 1
 
 
 def print_kills(kills: list[Kill]) -> None:
-    """What was killed how often, and how long it took until the study was further."""
+    """What was killed how often, and how long it took until what was the case."""
     rows = []
-    for victim in VICTIMS:
+    for victim in (*VICTIMS, EVERYTHING):
         those = [kill for kill in kills if kill.victim == victim]
-        seconds = [kill.recovered_s for kill in those if kill.recovered_s is not None]
-        stages = ", ".join(sorted({kill.stage for kill in those}))
-        middle, most = (statistics.median(seconds), max(seconds)) if seconds else (float("nan"), float("nan"))
-        rows.append((victim, len(those), f"{middle:.1f}", f"{most:.1f}", stages))
-    print_table(("killed", "times", "progress after, s: median", "most", "in stages"), rows)
+        stages = ", ".join(sorted({kill.glance.stage for kill in those}))
+        columns = [[getattr(kill, name) for kill in those] for name in ("again_s", "further_s", "reported_s", "back_s")]
+        rows.append((victim, len(those), *(_middle_and_most(column) for column in columns), stages))
+    head = ("killed", "times", "runs again", "study further", "site shown as away", "site answers again", "in stages")
+    print("Seconds after the kill, median and most:\n")
+    print_table(head, rows)
+
+
+def _middle_and_most(seconds: list[float | None]) -> str:
+    known = [second for second in seconds if second is not None]
+    return f"{statistics.median(known):.1f}, {max(known):.1f}" if known else ""
+
+
+def targets(kills: list[Kill]) -> list[tuple[str, bool]]:
+    """What must hold of the times."""
+    own = [kill for kill in kills if kill.victim in ("SuperLink", "superexec", "ServerApp")]
+    slow = [kill.further_s - kill.again_s for kill in own if kill.further_s is not None and kill.again_s is not None]
+    back = [kill.back_s for kill in kills if kill.back_s is not None]
+    away = [kill.reported_s for kill in kills if kill.victim == "SuperNode" and kill.reported_s is not None]
+    return [
+        (
+            f"{what} within {limit:g} s ({max(seconds, default=0.0):.1f} at most, of {len(seconds)})",
+            max(seconds, default=0.0) <= limit,
+        )
+        for what, seconds, limit in (
+            ("the study goes on after a SuperLink, superexec or ServerApp runs again", slow, RESTARTED_S),
+            ("a site answers again after one of its processes was killed", back, SITE_BACK_S),
+            ("a site whose SuperNode was killed is shown as away", away, SITE_REPORTED_S),
+        )
+    ]
 
 
 if __name__ == "__main__":

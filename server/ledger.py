@@ -158,9 +158,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
             )
             self._run("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (site, chunk, reply))
-            self._run(
-                "UPDATE ask SET answered_at = ? WHERE site = ? AND chunk = ?", (time.time(), site, chunk)
-            )
+            self._run("UPDATE ask SET answered_at = ? WHERE site = ? AND chunk = ?", (time.time(), site, chunk))
 
     def held(self, chunk: int) -> dict[str, bytes]:
         """Answers to a chunk that is not finished, by site."""
@@ -210,9 +208,7 @@ class Ledger:
 
     def answered_chunks(self, site: str) -> set[int]:
         """Finished chunks that a site answered."""
-        rows = self._run(
-            "SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,)
-        )
+        rows = self._run("SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,))
         return {chunk for (chunk,) in rows}
 
     # --- sites
@@ -229,9 +225,7 @@ class Ledger:
         """Record who is connected now, and who is not; of these, when they were seen last stays."""
         now = time.time()
         with self.together():
-            self._run_many(
-                "INSERT OR REPLACE INTO seen VALUES (?, ?, 1)", [(site, now) for site in connected]
-            )
+            self._run_many("INSERT OR REPLACE INTO seen VALUES (?, ?, 1)", [(site, now) for site in connected])
             self._run_many("UPDATE seen SET connected = 0 WHERE site = ?", [(site,) for site in absent])
 
     def seen(self) -> dict[str, tuple[float, bool]]:

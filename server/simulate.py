@@ -27,7 +27,7 @@ from consilium.server.inline import in_memory_grid
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
-from consilium.server.submit import submit_and_wait
+from consilium.server.submit import submit_and_wait, wait_until_free
 from consilium.server.superlink import SuperLink
 
 CLIENT_APP: Final = "consilium.clients.app"
@@ -110,6 +110,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink", log_folder=run.root / "log") as link, ProcessGroup() as sites:
         board.show(START_LABEL, 1, count)
+        link.stop_unfinished()  # of a former start that was killed: it would go on beside this one
         commands: dict[str, list[str]] = {}
         for started, name in enumerate(settings.sites, 2):
             home = site_home(run, name)
@@ -139,6 +140,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
                     sites.add(Child(child.name, commands[child.name], child.log))
 
         try:
+            wait_until_free(run)
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)}, meanwhile=revive_sites)
         finally:
             link.retire()
@@ -151,7 +153,9 @@ def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     board.show(START_LABEL, 0, 1)
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink-ray", log_folder=run.root / "log", virtual=True) as link:
+        link.stop_unfinished()
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+        wait_until_free(run)
         submit_and_wait(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
 
 

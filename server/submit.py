@@ -96,7 +96,7 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
         )
     with attach(federation) as link:
         run = _prepared(study, root)
-        _wait_until_free(run, console)
+        wait_until_free(run, lambda text: console.print(text, highlight=False))
         with Board(console) as board, following(board, run.ledger):
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
 
@@ -159,7 +159,7 @@ def _watch(run: RunFolder, link: SuperLink, number: int, meanwhile: Callable[[],
     return look
 
 
-def _wait_until_free(run: RunFolder, console: Console) -> None:
+def wait_until_free(run: RunFolder, tell: Callable[[str], None] = lambda _text: None) -> None:
     """Wait for a run that was stopped just now: its ServerApp hears of it with its next heartbeat, within half a minute."""
     deadline = time.monotonic() + STOPPING_S
     told = False
@@ -171,7 +171,7 @@ def _wait_until_free(run: RunFolder, console: Console) -> None:
             if time.monotonic() > deadline:
                 raise
         if not told:
-            console.print("waiting for the former run of this study to end", highlight=False)
+            tell("waiting for the former run of this study to end")
             told = True
         time.sleep(0.5)
 

@@ -11,11 +11,13 @@ only, and Control requests only with the secret of the home folder. `SuperLink.s
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -63,6 +65,7 @@ _READY_TIMEOUT_S: Final = 60.0
 _PORT_TRIES: Final = 3
 _POLL_S: Final = 0.2
 _WATCH_S: Final = 1.0
+_PORT_PATIENCE_S: Final = 8.0
 _SHORT_LIFE_S: Final = 5.0
 _SILENCE_S: Final = 120.0
 _CERTIFICATE_DAYS: Final = 365
@@ -196,6 +199,8 @@ class SuperLink:
                 write_private(home / name, secrets.token_hex(32).encode())
         certificates = certificates or _own_certificates(home / "tls")
         wanted = port or _remembered_port(home)
+        if wanted:
+            _wait_for_port(host, wanted, home)
         for attempt in range(_PORT_TRIES):
             chosen = wanted or free_port()
             link = cls(home, host, chosen, certificates, (log_folder or home / "log").resolve(), virtual=virtual)
@@ -204,12 +209,7 @@ class SuperLink:
             except BaseException as error:
                 link.stop()
                 taken = isinstance(error, MachineError) and "address already in use" in str(error)
-                if taken and wanted:
-                    raise MachineError(
-                        f"port {chosen} is in use by another process: stop that one, or choose another port (the port used "
-                        f"last time is remembered in {home / 'port.json'}; sites have it in their site.toml)"
-                    ) from None
-                if not taken or attempt == _PORT_TRIES - 1:
+                if wanted or not taken or attempt == _PORT_TRIES - 1:
                     raise
             else:
                 _remember_port(home, chosen)
@@ -434,6 +434,15 @@ class SuperLink:
         with self._asking("stop a run"):
             self._control.StopRun(StopRunRequest(run_id=run_id))
 
+    def stop_unfinished(self) -> None:
+        """Stop every run that has not finished: those of a coordinator that was killed."""
+        with self._asking("list the runs"):
+            runs = self._control.ListRuns(ListRunsRequest()).run_dict
+        for number, run in runs.items():
+            if run.status.status != "finished":
+                with contextlib.suppress(SettingsError, StateError):  # it may have ended by itself just now
+                    self.stop_run(number)
+
     def revive(self) -> None:
         """Start the SuperLink or SuperExec again if it ended; runs and sites go on where they were.
 
@@ -644,6 +653,27 @@ def _remembered_port(home: Path) -> int:
         return int(json.loads(path.read_text())["port"])
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path} does not hold a port; remove it to have another chosen") from error
+
+
+def _wait_for_port(host: str, port: int, home: Path) -> None:
+    """Wait for a former SuperLink that is just ending; `MachineError` if the port stays taken."""
+    deadline = time.monotonic() + _PORT_PATIENCE_S
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise MachineError(f"{host}:{port} can not be listened on: {error.strerror}") from None
+            else:
+                return
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"port {port} is in use by another process: stop that one, or choose another port (the port used last time is "
+                f"remembered in {home / 'port.json'}; sites have it in their site.toml)"
+            )
+        time.sleep(_POLL_S)
 
 
 def _remember_port(home: Path, port: int) -> None:
