@@ -112,7 +112,13 @@ def open_run(root: Path) -> tuple[RunFolder, StudyRun]:
     """Open a prepared run folder: frozen settings, catalogue, ledger."""
     folder = RunFolder(root)
     study = folder.open_study()
-    return folder, StudyRun(folder, study, open_catalogue(folder.catalogue), Ledger.open(folder.ledger))
+    ledger = Ledger.open(folder.ledger)
+    try:
+        ledger.check()
+        return folder, StudyRun(folder, study, open_catalogue(folder.catalogue), ledger)
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def run_stages(run: StudyRun, post: GridPost) -> None:

@@ -91,6 +91,12 @@ class Ledger:
             raise _in_words(path, error) from None
         return cls(database, path)
 
+    def check(self) -> None:
+        """Read the whole file; `StateError` if its pages or indices are damaged."""
+        [found, *_] = self._run("PRAGMA quick_check(1)")
+        if found != ("ok",):
+            raise _damaged(self._path, " ".join(str(found[0]).split()))
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
@@ -298,7 +304,11 @@ def _in_words(path: Path, error: sqlite3.DatabaseError) -> ConsiliumError:
             f"{path} could not be read or written ({error}): is the disk full, or the folder not yours to write? Mend that, then "
             "start the study again: it goes on where it was"
         )
-    return StateError(f"{path} is damaged ({error}); move it away, and the study asks the sites again")
+    return _damaged(path, str(error))
+
+
+def _damaged(path: Path, told: str) -> StateError:
+    return StateError(f"{path} is damaged ({told}); move it away, and the study asks the sites again")
 
 
 def failure_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What may be thrown at whoever reads bytes from outside, and what must hold whatever comes.
 
-Each target is a strategy and a check. A check gives whether the input was accepted; it raises if something is wrong: another error
-than the reader's own, an answer of another shape, memory out of proportion. `tests/unit/test_fuzz.py` tries some examples,
+Each target is a strategy and a check. A check gives whether the input was accepted; it raises if something is wrong: another
+error than the reader's own, an answer of another shape, memory out of proportion. `tests/unit/test_fuzz.py` tries some examples,
 `benchmarks/fuzz.py` as many as one likes.
 """
 
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import ConfigRecord, RecordDict
+from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from consilium.clients import gateway_pb2 as pb
@@ -21,7 +23,6 @@ from consilium.clients.gateway import from_protobuf, to_protobuf
 from consilium.common import planes, soft_mask, wire
 from consilium.common.catalogue import Manifest
 from consilium.common.errors import ConsiliumError, ErrorCode, WireError
-from google.protobuf.message import DecodeError
 
 SHAPES = st.sampled_from([(1, 8, 8), (3, 16, 16), (2, 32, 32), (1, 1, 1)])
 DIGEST = "ab" * 32
@@ -100,10 +101,9 @@ def check_planes(given: tuple[bytes, tuple[int, int, int]]) -> bool:
         except planes.PlanesError:
             found = None
     if found is None:
-        try:
+        with pytest.raises(WireError) as told:
             soft_mask.decode(data, shape)
-        except WireError as error:
-            assert error.code == ErrorCode.BAD_MASK
+        assert told.value.code == ErrorCode.BAD_MASK
         return False
     assert (found.shape, found.dtype) == (shape, np.uint8)
     assert (planes.decode(planes.encode(found), shape) == found).all()
