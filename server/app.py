@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from consilium.common import wire
 from consilium.common.catalogue import open_catalogue
@@ -21,6 +22,7 @@ from consilium.common.study import Study, from_run_config
 from consilium.server.disk import in_words
 from consilium.server.inquiry import PAUSE_S, Letter
 from consilium.server.ledger import Ledger
+from consilium.server.replies import Replies
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
 
@@ -43,6 +45,7 @@ class GridPost:
         self._sites: Final = sites
         self._pending: Final[dict[str, tuple[str, str]]] = {}  # site, and when its SuperNode had joined
         self._joined: Final[dict[str, str]] = {}
+        self._replies: Final = Replies(grid) if isinstance(grid, HttpGrid) else None
 
     def connected(self) -> set[str]:
         """Sites that are online."""
@@ -77,15 +80,20 @@ class GridPost:
         lost = [ticket for ticket, (site, joined) in self._pending.items() if self._joined.get(site, "") != joined]
         letters = [Letter(ticket, ErrorCode.SITE_UNREACHABLE) for ticket in lost]
         waiting = [ticket for ticket in self._pending if ticket not in lost]
-        for message in _patiently(lambda: self._grid.pull_messages(waiting)):
-            ticket = message.metadata.reply_to_message_id  # the sender of an error may be the SuperLink: go by this
+        for ticket, message in _patiently(lambda: self._pull(waiting)):
             self._pending.pop(ticket, None)
-            letters.append(Letter(ticket, _fault(message) if message.has_error() else message.content))
+            letters.append(Letter(ticket, _content(message)))
         for ticket in lost:
             del self._pending[ticket]
         if not letters:
             time.sleep(POLL_S)
         return letters
+
+    def _pull(self, tickets: list[str]) -> list[tuple[str, Message | None]]:
+        if self._replies is not None:
+            return self._replies.pull(tickets)
+        # The sender of an error may be the SuperLink: go by what is replied to.
+        return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(tickets)]
 
 
 def _patiently(call: Callable[[], T]) -> T:
@@ -102,8 +110,12 @@ def _patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def _fault(message: Message) -> ErrorCode:
-    """Whether an error is the SuperLink's, which lost the message, or the site's."""
+def _content(message: Message | None) -> RecordDict | ErrorCode:
+    """What a reply says; where it is an error, whether the SuperLink lost the message or the site failed."""
+    if message is None:
+        return ErrorCode.SITE_UNREACHABLE
+    if not message.has_error():
+        return message.content
     from_superlink = message.metadata.src_node_id == SUPERLINK_NODE_ID
     return ErrorCode.SITE_UNREACHABLE if from_superlink else ErrorCode.SITE_FAILED
 

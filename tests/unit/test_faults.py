@@ -6,6 +6,7 @@ a limit on the size of files. `docs/faults.md` lists what breaks and names the t
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -321,3 +322,10 @@ def test_a_study_that_cannot_go_on_leaves_metrics_and_a_report_that_say_why(undi
     assert '"status": "failed"' in metrics
     assert "every one of the 24 transferal images was excluded" in metrics
     assert "This study failed" in (folder / "report.html").read_text()
+
+
+def test_every_test_that_the_document_names_exists() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", (root / "docs" / "faults.md").read_text("utf-8"))
+    assert len(named) > 15
+    assert [test for file, test in named if f"def {test}(" not in (root / file).read_text("utf-8")] == []
