@@ -12,13 +12,11 @@ from typing import Final
 
 from flwr.app import Message
 from flwr.common.logger import log
-from flwr.proto.runtime_pb2 import ConfirmMessageReceivedRequest, PullAppMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    inflate_object_from_contents,
-    iterate_object_tree,
-    pull_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.superlink.grid.http_grid import HttpGrid
 
 _FIRST_PAUSE_S: Final = 0.05  # the parts follow the announcement at once; Flower waits a second

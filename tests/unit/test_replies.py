@@ -4,18 +4,17 @@ import time
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
-from flwr.app.message.message import make_message
+from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
-from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import (
+from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
-    PullAppMessagesRequest,
-    PullAppMessagesResponse,
     PullObjectRequest,
     PullObjectResponse,
 )
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.superlink.grid.http_grid import HttpGrid
 
