@@ -13,7 +13,7 @@ from consilium.common.training.settings import FineTuningSettings, TrainingSetti
 
 def _split_weights(value: object) -> object:
     """Let weights be given as ``"north=2,east=1"`` too: Flower's run-config carries no tables of free keys."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value != "validation":
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         return {name.strip(): number.strip() for name, _, number in pairs}
     return value
@@ -46,16 +46,30 @@ class FusionSettings(Settings):
     trim: int = Field(
         1, ge=1, le=100, description="trimmed-mean: how many of the lowest, and of the highest levels are left out"
     )
-    weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(_split_weights)] = Field(
+    weights: Annotated[
+        Literal["validation"] | dict[Name, Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(_split_weights)
+    ] = Field(
         default_factory=dict,
-        description="weighted-mean: relative whole-number weights; a site that is not named weighs 1",
+        description="weighted-mean: relative whole-number weights; a site that is not named weighs 1; or by validation Dice",
+    )
+    calibrated: bool = Field(False, description="sites apply the temperature that their validation images gave")
+    views: Literal["one", "flip", "flip-scale"] = Field(
+        "one", description="under which a site looks at each image; it answers with the mean"
+    )
+    gate: Literal["none", "majority"] | Annotated[int, Field(ge=1)] = Field(
+        "none", description="a site that sees no target abstains for the image; how many must see one"
     )
 
     @model_validator(mode="after")
     def _robust_fusions_count_sites(self) -> Self:
-        if self.weights and self.method != "weighted-mean":
+        if isinstance(self.weights, dict) and self.weights and self.method != "weighted-mean":
             raise ValueError(f"weights are for the weighted-mean; in a {self.method} every site counts as one")
         return self
+
+    @property
+    def named_weights(self) -> dict[str, int]:
+        """The weights that the study itself names."""
+        return {} if self.weights == "validation" else self.weights
 
     @property
     def least_sites(self) -> int:
@@ -68,6 +82,9 @@ class ExclusionSettings(Settings):
 
     alpha: float = Field(256.0, ge=0, description="least target pixels, stated at 384 x 384 and scaled with the area")
     beta: float = Field(2.5, ge=0, description="most gray-level entropy in bits; only where a teacher is soft")
+    rule: Literal["paper", "consensus"] = Field(
+        "paper", description="alpha or beta; or alpha or no quorum behind the target, however fuzzy it is"
+    )
 
 
 class StudentSettings(Settings):
@@ -75,8 +92,9 @@ class StudentSettings(Settings):
 
     network: NetworkSettings = NetworkSettings(name="deeplabv3plus")
     training: TrainingSettings = TrainingSettings(epochs="paper")
-    image_weights: Literal["none", "self-dice"] = Field(
-        "none", description="of the images in the loss: equal, or how sure each pseudo mask is of itself"
+    image_weights: Literal["none", "self-dice", "agreement", "self-dice-agreement"] = Field(
+        "none",
+        description="of the images in the loss: equal, how sure each pseudo mask is of itself, how the sites agree",
     )
     generations: Literal[1, 2] = Field(
         1, description="2: a second, fresh student learns from the pseudo masks and the first student's own, averaged"
@@ -112,7 +130,7 @@ class Study(Settings):
             raise ValueError("sites: every site is named once")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: every label is named once")
-        for where, names in (("fine-tune.sites", self.fine_tune.sites), ("fusion.weights", self.fusion.weights)):
+        for where, names in (("fine-tune.sites", self.fine_tune.sites), ("fusion.weights", self.fusion.named_weights)):
             strangers = sorted(set(names) - set(self.sites))
             if strangers:
                 raise ValueError(f"{where} names {', '.join(strangers)}, not among the sites {', '.join(self.sites)}")

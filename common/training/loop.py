@@ -146,7 +146,7 @@ def fit(
             run = _Run(fabric, module, optimizer, data, settings, seed, digest, folder)
             return run.train(found, on_step)
         finally:
-            module.to("cpu").train(was_training)
+            _lay_out(module.to("cpu"), torch.contiguous_format).train(was_training)
 
 
 class _Run:
@@ -165,6 +165,7 @@ class _Run:
     ) -> None:
         self.fabric, self.data, self.settings, self.seed, self.digest = fabric, data, settings, seed, digest
         self.plain_module, self.plain_optimizer = module, optimizer
+        _lay_out(module, torch.channels_last)  # convolutions are faster so, on a CPU by a fifth to a half
         self.module, self.optimizer = fabric.setup(module, optimizer)
         self.folder = folder if fabric.is_global_zero else None
         self.steps = settings.steps(len(data.indices))
@@ -341,6 +342,11 @@ def _fabric(settings: TrainingSettings) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _lay_out(module: nn.Module, form: torch.memory_format) -> nn.Module:
+    """Put a network's planes into a memory format, in place."""
+    return module.to(memory_format=form)  # type: ignore[call-overload, no-any-return]  # torch's types lack it
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:

@@ -87,7 +87,7 @@ def test_without_options_training_is_the_papers_to_the_last_bit() -> None:
         seed=7,
         image_weights=weights,
     )
-    plain = build(SMALL, 1, 1, seed=1).train()
+    plain = build(SMALL, 1, 1, seed=1).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4, fused=True)
     order = np.concatenate([np.random.default_rng([7, 0, epoch]).permutation(6) for epoch in range(4)])
     for step in range(6):
