@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients.gateway import from_protobuf, to_protobuf
-from consilium.common import planes, soft_mask, wire
+from consilium.common import identity, planes, sealing, soft_mask, wire
 from consilium.common.catalogue import Manifest
 from consilium.common.errors import ConsiliumError, ErrorCode, WireError
 
@@ -126,10 +128,22 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 )
 ENVELOPE = {"study": DIGEST, "catalogue": DIGEST}
 VALID: tuple[wire.Envelope, ...] = (
-    wire.DescribeRequest(**ENVELOPE, settings="", manifest=b"{}", signature=b"s" * 64, signer=b"k" * 32),
-    wire.DescribeReply(**ENVELOPE, site="a", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80"),
+    wire.DescribeRequest(
+        **ENVELOPE,
+        settings="",
+        manifest=b"{}",
+        signature=b"s" * 64,
+        signer=b"k" * 32,
+        sealing_key=b"p" * 32,
+        sealing_signature=b"t" * 64,
+    ),
+    wire.DescribeReply(
+        **ENVELOPE, site="a", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80", signer=b"k" * 32
+    ),
     wire.PredictRequest(**ENVELOPE, ids=[DIGEST], pixels=[b"p"]),
-    wire.PredictReply(**ENVELOPE, site="a", ids=[DIGEST], masks=[b"m"], seconds=0.5),
+    wire.PredictReply(
+        **ENVELOPE, site="a", ids=[DIGEST], masks=[b"m"], abstained=[], key=b"", signature=b"", seconds=0.5
+    ),
     wire.EvaluateRequest(**ENVELOPE, card="{}", weights=b"w"),
     wire.EvaluateReply(
         **ENVELOPE,
@@ -220,6 +234,45 @@ def check_gateway_bytes(given: tuple[type[wire.Envelope], bytes]) -> bool:
     return True
 
 
+# --- sealed answers
+
+STUDY_KEY = X25519PrivateKey.from_private_bytes(b"s" * 32)
+SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"e" * 32)
+SUBJECT = sealing.about(DIGEST, DIGEST, "a", [DIGEST], [])
+SEALED = sealing.seal(
+    [b"a mask", b"another"],
+    STUDY_KEY.public_key().public_bytes_raw(),
+    SITE_KEY,
+    SUBJECT,
+    X25519PrivateKey.from_private_bytes(b"o" * 32),
+)
+
+
+@st.composite
+def sealed_answers(draw: st.DrawFn) -> sealing.Sealed:
+    """An answer of which parts were changed, left out, swapped, or signed anew by the site itself."""
+    key = draw(st.one_of(st.just(SEALED.key), st.binary(max_size=40), CHANGES.map(lambda it: mutated(SEALED.key, it))))
+    whole = st.sampled_from(SEALED.masks)
+    masks = draw(st.lists(st.one_of(whole, CHANGES.map(lambda it: mutated(SEALED.masks[0], it))), max_size=3))
+    if draw(st.booleans()):
+        masks = list(SEALED.masks)
+    signature = draw(st.one_of(st.just(SEALED.signature), st.binary(max_size=70)))
+    if draw(st.booleans()):
+        signature = identity.sign(SITE_KEY, sealing.ANSWER_DOMAIN, sealing._signed(SUBJECT, key, masks))
+    return sealing.Sealed(key, masks, signature)
+
+
+def check_sealed(given: sealing.Sealed) -> bool:
+    """Opened are only the masks that were sealed, each in its place; all else is refused."""
+    try:
+        found = sealing.unseal(given, STUDY_KEY, SITE_KEY.public_key().public_bytes_raw(), SUBJECT)
+    except WireError as error:
+        assert error.code == ErrorCode.BAD_SEAL  # noqa: PT017 - not only a test's
+        return False
+    assert found == [b"a mask", b"another"][: len(found)]
+    return True
+
+
 # --- lists of images
 
 MANIFEST = (
@@ -263,6 +316,7 @@ TARGETS = (
     Target("wire records", records(), check_record),
     Target("kept answers", kept_bytes(), check_bytes),
     Target("gateway messages", gateway_bytes(), check_gateway_bytes),
+    Target("sealed answers", sealed_answers(), check_sealed),
     Target("manifests", manifests, check_manifest),
     Target("flags", flags(), check_flags),
 )
