@@ -345,8 +345,8 @@ def _in_words(path: Path, error: sqlite3.DatabaseError) -> ConsiliumError:
 
 def _damaged(path: Path, told: str) -> StateError:
     return StateError(
-        f"{path} is damaged ({told}); move it away, with {path.name}-wal and -shm if they are there, and the study asks the sites "
-        "again"
+        f"{path} is damaged ({told}); move it away, with {path.name}-wal and -shm if they are there, and the study asks the "
+        "sites again"
     )
 
 
