@@ -56,7 +56,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_its_site(undisturbed: Path, folder: Path) -> Path:
     """A new run folder whose site has its teacher already."""
-    shutil.copytree(undisturbed / "sites", folder / "sites", ignore=shutil.ignore_patterns("audit.jsonl"))
+    (folder / "sites" / "north").mkdir(parents=True)
+    for held in (undisturbed / "sites" / "north").iterdir():
+        if held.name in ("data", "teacher"):
+            shutil.copytree(held, folder / "sites" / "north" / held.name)
+        elif held.suffix == ".toml":
+            shutil.copy(held, folder / "sites" / "north" / held.name)
     return folder
 
 
