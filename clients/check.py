@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.clients.settings import SiteHome, SiteSettings, load_site
-from consilium.clients.teachers import Teacher, card, faults, picture, temperature
+from consilium.clients.teachers import Teacher, card, faults, picture
 from consilium.clients.teachers.faults import Finding, Values
 from consilium.clients.teachers.fitted import FittedTeacher
 from consilium.clients.teachers.opening import clip, open_untempered
 from consilium.clients.teachers.settings import NORMALISATIONS, TensorSettings
 from consilium.clients.train import pack_data
-from consilium.common import metrics
+from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.evaluation import calibration

@@ -42,7 +42,7 @@ class CollectSettings(Settings):
 class FusionSettings(Settings):
     """How the sites' soft masks become one pseudo mask."""
 
-    method: Literal["weighted-mean", "trimmed-mean", "median"] = "weighted-mean"
+    method: Literal["weighted-mean", "trimmed-mean", "median", "staple"] = "weighted-mean"
     trim: int = Field(
         1, ge=1, le=100, description="trimmed-mean: how many of the lowest, and of the highest levels are left out"
     )

@@ -74,6 +74,40 @@ def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
     return {site: (len(found[0]), int(_median(found).sum())) for site, found in met.items() if found}
 
 
+def between(
+    samples: Mapping[str, Sample], heard: Mapping[str, npt.NDArray[np.bool_]], count: int
+) -> npt.NDArray[np.int64]:
+    """Compare the sites that a pseudo mask was made of with each other.
+
+    Parameters
+    ----------
+    samples
+        By site, all of the same images.
+    heard
+        By site, bool (n, known labels): which of its masks were folded in.
+    count
+        The number of images, n.
+
+    Returns
+    -------
+    NDArray
+        int64 (n,), in ten-thousandths: the mean over pairs of sites of their soft Dice on the labels of which both were folded
+        in; -1 where there is no such pair.
+    """
+    total, pairs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for (one, ours), (other, theirs) in combinations(samples.items(), 2):
+        shared = [label for label in ours.known if label in theirs.known]
+        if not shared:
+            continue
+        both = _rows(heard[one], ours, shared) & _rows(heard[other], theirs, shared)
+        shown = both[:, :, None, None]
+        overlap = soft_dice(_labels(ours, shared) * shown, _labels(theirs, shared) * shown)
+        met = both.any(axis=1)
+        total += np.where(met, overlap, 0)
+        pairs += met
+    return np.where(pairs > 0, total // np.maximum(pairs, 1), -1)
+
+
 def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> npt.NDArray[np.int64]:
     """Soft Dice of each image over all its labels, in ten-thousandths: int64 (n,), from uint8 (n, K, h, w)."""
     axes = (1, 2, 3)
@@ -91,6 +125,10 @@ def stand_apart(agreement: Mapping[str, Agreement]) -> list[str]:
         return []
     least = SHARE * median(held.mean for held in agreement.values())
     return sorted(site for site, held in agreement.items() if held.mean < least)
+
+
+def _rows(heard: npt.NDArray[np.bool_], held: Sample, wanted: list[int]) -> npt.NDArray[np.bool_]:
+    return heard[:, [held.known.index(label) for label in wanted]]
 
 
 def _labels(held: Sample, wanted: list[int]) -> SoftMasks:

@@ -62,6 +62,11 @@ def statistics(masks: SoftMasks) -> Statistics:
     return Statistics(counts[:, TARGET_LEVEL:].sum(axis=1), -(share * logs).sum(axis=1) + 0.0)
 
 
+def least_target_pixels(alpha: float, size: int) -> float:
+    """Scale ``alpha``, target pixels at 384 x 384, with the area to ``size`` x ``size``."""
+    return alpha * size * size / PAPER_SIZE**2
+
+
 def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -> list[Reason]:
     """Decide about each image.
 
@@ -76,7 +81,7 @@ def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -
     size
         Height and width of the masks in pixels.
     """
-    few = found.target_pixels < alpha * size * size / PAPER_SIZE**2
+    few = found.target_pixels < least_target_pixels(alpha, size)
     high = found.entropy_bits > beta if beta is not None else np.zeros(len(few), bool)
     table = {
         (False, False): Reason.KEPT,

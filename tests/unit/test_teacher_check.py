@@ -16,9 +16,9 @@ from PIL import Image
 from consilium.clients import check, cli
 from consilium.clients.settings import SiteHome, SiteSettings, load_site
 from consilium.clients.site import open_site
-from consilium.clients.teachers import card, faults, fitted, temperature
+from consilium.clients.teachers import card, faults, fitted
 from consilium.clients.teachers.settings import ForeignSettings
-from consilium.common import metrics
+from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.evaluation import calibration
