@@ -75,6 +75,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
             "source": "phantoms",
             "transferal-images": given.images,
             "test-images": 4 if given.tiny else 25,
+            "min-images": 1,
             "sites": sites,
         },
     }

@@ -69,7 +69,15 @@ class PostInMemory:
         request = wire.from_record(wire.PredictRequest, content)
         masks = [bytes(bytearray(self._masks[int(name[:8], 16) % len(self._masks)])) for name in request.ids]
         reply = wire.PredictReply(
-            study=request.study, catalogue=request.catalogue, site=site, ids=request.ids, masks=masks, seconds=1.0
+            study=request.study,
+            catalogue=request.catalogue,
+            site=site,
+            ids=request.ids,
+            masks=masks,
+            abstained=[],
+            key=b"",
+            signature=b"",
+            seconds=1.0,
         )
         return wire.to_record(reply)
 

@@ -205,7 +205,8 @@ def join(
     for note in joined.notes:
         _say(f"To do: {note}")
     _say(
-        f"Then look through {joined.path.parent / 'site.toml'}, above all [policy]; what comes next is in README.md there."
+        f"Then look through site.toml and policy.toml, which says what may leave, in {joined.path.parent}; README.md there says "
+        "what comes next."
     )
 
 
@@ -242,6 +243,160 @@ def describe(settings: SettingsFile) -> None:
             table.add_row(*row)
         table.add_section()
     Console().print(table)
+
+
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or the first digits of its digest.")]
+
+
+@app.command(
+    epilog="Examples: consilium-site review hospital/site.toml\n\nconsilium-site review hospital/site.toml breast-2026"
+)
+def review(
+    settings: SettingsFile,
+    study: Annotated[
+        str, typer.Argument(metavar="[STUDY]", help="Its name, or the first digits of its digest; none: list all.")
+    ] = "",
+) -> None:
+    """See which studies were shown to this site, and of one: who asks, for what, and which images.
+
+    Writes pictures of the shared images, and of those that look like the site's own training images: they are not answered.
+    """
+    home = _load(settings)
+    from rich.console import Console
+    from rich.table import Table
+
+    from consilium.clients import review as reviews
+    from consilium.common.identity import fingerprint
+
+    console = Console()
+    if not study:
+        shown = reviews.listed(home)
+        if not shown:
+            console.print(f"No study was shown to {home.settings.name} yet.")
+            return
+        table = Table(title=f"studies shown to {home.settings.name}")
+        for column in ("study", "digest", "images here", "signed by", "state"):
+            table.add_column(column, overflow="fold")
+        for one in shown:
+            held = f"{len(one.shown.images.held())} of {len(one.shown.manifest.images)}"
+            state = one.state + (f" until {one.until}" if one.until else "")
+            table.add_row(one.shown.study.name, one.digest[:12], held, fingerprint(one.shown.signer), state)
+        console.print(table)
+        return
+    one = reviews.find(home, study)
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in reviews.in_words(home, one):
+        table.add_row(*row)
+    console.print(table)
+    looked = reviews.look(home, one)
+    _say(f"{looked.held} of {looked.images} images are here: {looked.folder / 'images.png'}")
+    if looked.near:
+        _say(
+            f"{len(looked.near)} of them look like your own training images and are NOT answered: "
+            f"{looked.folder / 'near-duplicates.png'}"
+        )
+    elif not looked.own:
+        _say("No training images are packed here ([data]), so none of them could be told to be your own.")
+    elif home.settings.policy.near_duplicate < 1:
+        _say(f"None of them looks like one of your own {looked.own} training images.")
+
+
+@app.command(epilog="Example: consilium-site approve hospital/site.toml breast-2026 --until 2027-03-31")
+def approve(
+    settings: SettingsFile,
+    study: StudyName,
+    until: Annotated[
+        str, typer.Option(metavar="DATE", help="Last day, in UTC, like 2027-03-31; 90 days from now by default.")
+    ] = "",
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Approve though not all of the study's images are here to be seen.")
+    ] = False,
+) -> None:
+    """Consent to a study on its catalogue, until a day, signed with the site's own consent key.
+
+    Review it first. What the policy does not allow stays forbidden.
+    """
+    home = _load(settings)
+    from datetime import UTC, date, datetime, timedelta
+
+    from consilium.clients import review as reviews
+    from consilium.clients.consent import DEFAULT_DAYS, ConsentBook
+    from consilium.common.identity import fingerprint
+
+    today = datetime.now(UTC).date()
+    try:
+        last = date.fromisoformat(until) if until else today + timedelta(days=DEFAULT_DAYS)
+    except ValueError:
+        raise SettingsError(f"--until is a day like 2027-03-31; got {until!r}") from None
+    if last < today:
+        raise SettingsError(f"--until is today or later; got {last}")
+    one = reviews.find(home, study)
+    held, images = len(one.shown.images.held()), len(one.shown.manifest.images)
+    if held < images and not unseen:
+        raise SettingsError(
+            f"{held} of the {images} images of {one.shown.study.name} are here. The coordinator sends them while it starts the "
+            "study; wait for them and review them, or approve with --unseen"
+        )
+    book = ConsentBook(home.consents, home.settings.name)
+    _, key = book.decide(one.shown.request, one.shown.signer, "approved", last)
+    _say(
+        f"{home.settings.name} consents to {one.shown.study.name} ({one.digest[:12]}) of {fingerprint(one.shown.signer)} until "
+        f"{last}, signed with {fingerprint(key)}. It holds from now on; consilium-site revoke ends it."
+    )
+
+
+@app.command(epilog="Example: consilium-site revoke hospital/site.toml breast-2026")
+def revoke(settings: SettingsFile, study: StudyName) -> None:
+    """End the consent to a study at once, or decline one; a running gateway refuses from its next answer on.
+
+    What has left has left: consilium-site audit says what that is.
+    """
+    home = _load(settings)
+    from datetime import UTC, datetime
+
+    from consilium.clients import review as reviews
+    from consilium.clients.consent import ConsentBook
+
+    one = reviews.find(home, study)
+    book = ConsentBook(home.consents, home.settings.name)
+    book.decide(one.shown.request, one.shown.signer, "revoked", datetime.now(UTC).date())
+    _say(f"{home.settings.name} does not take part in {one.shown.study.name} ({one.digest[:12]}) from now on")
+
+
+@app.command(epilog="Example: consilium-site audit hospital/site.toml")
+def audit(
+    settings: SettingsFile,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
+) -> None:
+    """Check the audit log's chain and tell what left this hospital, study by study.
+
+    The exit status is not 0 if a line was changed or taken out; the line is named.
+    """
+    home = _load(settings)
+    from consilium.clients import audit as log
+
+    if not home.audit_log.is_file():
+        raise SettingsError(
+            f"{home.audit_log} is not there: this site was never asked for anything, or its log was moved"
+        )
+    told = log.what_left(home.audit_log)
+    if as_json:
+        _say(json.dumps({"site": home.settings.name, **told}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"what left {home.settings.name}")
+    for column in ("study", "from", "to", "masks", "again", "not answered", "metrics", "students", "bytes", "refusals"):
+        table.add_column(column, overflow="fold")
+    for digest, one in told["studies"].items():
+        refusals = ", ".join(f"{count} {code}" for code, count in sorted(one["refusals"].items())) or "none"
+        counts = [str(one[key]) for key in ("masks", "repeats", "abstained", "metrics", "students")]
+        table.add_row(digest[:12], one["first"][:16], one["last"][:16], *counts, f"{one['bytes']:,}", refusals)
+    Console().print(table)
+    _say(f"The chain of {told['lines']} lines is whole. Its end, to be noted elsewhere: {told['last']}")
 
 
 Rows = Iterator[tuple[str, str]]
@@ -284,13 +439,23 @@ def _data_rows(home: "SiteHome") -> Rows:
 def _policy_rows(home: "SiteHome") -> Rows:
     policy = home.settings.policy
     yield "allowed", ", ".join(policy.actions) or "nothing"
+    yield "studies", ", ".join(policy.studies) or "any"
+    yield "labels", ", ".join(policy.labels) or "all that the teacher knows"
     yield "levels of a mask", str(policy.levels)
     yield "images of a catalogue", f"at most {policy.max_images}"
     yield "masks in all", f"at most {policy.mask_budget}"
+    yield "images behind a metric", f"at least {policy.min_images}"
+    yield (
+        "not answered",
+        f"images that correlate with one of the training images above {policy.near_duplicate}"
+        if policy.near_duplicate < 1
+        else "no image: near duplicates of the training images ARE ANSWERED",
+    )
+    yield "trusted signers", "\n".join(policy.trusted_signers) or "none named: anyone may show a study"
     if policy.auto_approve:
-        yield "trusted signers", "EVERYONE (auto-approve; for simulations only)"
+        yield "consent", "EVERY STUDY IS APPROVED (auto-approve; for simulations only)"
     else:
-        yield "trusted signers", "\n".join(policy.trusted_signers) or "nobody yet: every study is refused"
+        yield "consent", "a person's, to each study: consilium-site review"
 
 
 def _show_checked(home: "SiteHome", checked: "Checked") -> None:

@@ -14,7 +14,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from consilium.clients.consent import State
 from consilium.clients.gateway import is_healthy, is_taken
+from consilium.clients.review import listed
 from consilium.clients.settings import ConnectionSettings, SiteHome
 from consilium.common import checks
 from consilium.common.checks import Finding, attempt
@@ -44,7 +46,7 @@ def examine(home: SiteHome, image: Path | None = None) -> list[Finding]:
     """
     device = home.settings.training.device
     findings = [checks.versions(), checks.disk_space(home.folder), attempt("GPU", lambda: checks.gpu(device))]
-    findings += _trust(home)
+    findings += [_policy(home), *_trust(home), attempt("consent", lambda: _consent(home))]
     if home.settings.connection is None:
         findings.append(Finding("connection", "note", "[connection] is not given: the gateway runs alone"))
     else:
@@ -55,14 +57,40 @@ def examine(home: SiteHome, image: Path | None = None) -> list[Finding]:
     return findings
 
 
+def _policy(home: SiteHome) -> Finding:
+    policy = home.settings.policy
+    asked = ", ".join(policy.actions) or "nothing"
+    may = f"{asked} may be asked for; at most {policy.mask_budget:,} masks of {policy.levels} levels"
+    if home.policy_file.is_file():
+        return Finding("policy", "ok", f"{home.policy_file.name}: {may}")
+    if "policy" in home.settings.model_fields_set:
+        return Finding("policy", "ok", f"[policy] of site.toml: {may}")
+    return Finding(
+        "policy", "note", f"there is none, so the defaults hold: {may}", "write one; docs/settings.md says how"
+    )
+
+
+def _consent(home: SiteHome) -> Finding:
+    shown = listed(home)
+    waiting = [one.shown.study.name for one in shown if one.state is State.WAITING]
+    if waiting:
+        advice = "look at it, and decide: consilium-site review SITE.toml STUDY, then approve or revoke"
+        return Finding("consent", "note", f"waiting for a decision: {', '.join(waiting)}", advice)
+    ended = [one.shown.study.name for one in shown if one.state in (State.EXPIRED, State.INVALID)]
+    if ended:
+        advice = "consilium-site approve SITE.toml STUDY, if it is to be answered again"
+        return Finding("consent", "note", f"ran out, or its signature does not hold: {', '.join(ended)}", advice)
+    return Finding("consent", "ok", f"{len(shown)} studies were shown, none waits for a decision")
+
+
 def _trust(home: SiteHome) -> Iterator[Finding]:
     policy, what = home.settings.policy, "trusted signers"
     if policy.auto_approve:
-        yield Finding(what, "wrong", "EVERYONE: auto-approve is for simulations", "name policy.trusted-signers instead")
-    elif not policy.trusted_signers:
         yield Finding(
-            what, "wrong", "nobody: every study is refused", "name the coordinator's key in policy.trusted-signers"
+            what, "wrong", "auto-approve: no person is asked; for simulations only", "take policy.auto-approve away"
         )
+    elif not policy.trusted_signers:
+        yield Finding(what, "wrong", "anyone may show a study", "name the coordinator's key in policy.trusted-signers")
     else:
         yield Finding(what, "ok", ", ".join(f"{signer[:16]}..." for signer in policy.trusted_signers))
 

@@ -4,46 +4,49 @@
 # source: consilium/clients/gateway.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "consilium/clients/gateway.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'consilium/clients/gateway.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1f\x63onsilium/clients/gateway.proto\x12\tconsilium"\x9d\x01\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x10\n\x08settings\x18\x05 \x01(\t\x12\x10\n\x08manifest\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06signer\x18\x08 \x01(\x0c"\xa4\x01\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x0f\n\x07teacher\x18\x08 \x01(\t\x12\x0f\n\x07missing\x18\t \x01(\x0c"r\n\x0ePredictRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x0e\n\x06pixels\x18\x06 \x03(\x0c"\x8e\x01\n\x0cPredictReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0b\n\x03ids\x18\x06 \x03(\t\x12\r\n\x05masks\x18\x07 \x03(\x0c\x12\x0f\n\x07seconds\x18\x08 \x01(\x01"u\n\x0f\x45valuateRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\x12\x0f\n\x07weights\x18\x06 \x01(\x0c"\xe3\x01\n\rEvaluateReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x14\n\x0cteacher_mean\x18\x06 \x01(\x01\x12\x13\n\x0bteacher_std\x18\x07 \x01(\x01\x12\x14\n\x0cstudent_mean\x18\x08 \x01(\x01\x12\x13\n\x0bstudent_std\x18\t \x01(\x01\x12\x13\n\x0btest_images\x18\n \x01(\x03\x12\x14\n\x0ctrain_images\x18\x0b \x01(\x03"u\n\x0f\x46ineTuneRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\x12\x0f\n\x07weights\x18\x06 \x01(\x0c"\xa8\x01\n\rFineTuneReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x01(\x01\x12\x0b\n\x03std\x18\x07 \x01(\x01\x12\x13\n\x0btest_images\x18\x08 \x01(\x03\x12\x14\n\x0ctrain_images\x18\t \x01(\x03\x32\x8e\x02\n\x07Gateway\x12@\n\x08\x44\x65scribe\x12\x1a.consilium.DescribeRequest\x1a\x18.consilium.DescribeReply\x12=\n\x07Predict\x12\x19.consilium.PredictRequest\x1a\x17.consilium.PredictReply\x12@\n\x08\x45valuate\x12\x1a.consilium.EvaluateRequest\x1a\x18.consilium.EvaluateReply\x12@\n\x08\x46ineTune\x12\x1a.consilium.FineTuneRequest\x1a\x18.consilium.FineTuneReplyb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63onsilium/clients/gateway.proto\x12\tconsilium\"\xcd\x01\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x10\n\x08settings\x18\x05 \x01(\t\x12\x10\n\x08manifest\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x12\x0e\n\x06signer\x18\x08 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\t \x01(\x0c\x12\x19\n\x11sealing_signature\x18\n \x01(\x0c\"\xb4\x01\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x0f\n\x07teacher\x18\x08 \x01(\t\x12\x0f\n\x07missing\x18\t \x01(\x0c\x12\x0e\n\x06signer\x18\n \x01(\x0c\"r\n\x0ePredictRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x0e\n\x06pixels\x18\x06 \x03(\x0c\"\xc1\x01\n\x0cPredictReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0b\n\x03ids\x18\x06 \x03(\t\x12\r\n\x05masks\x18\x07 \x03(\x0c\x12\x11\n\tabstained\x18\x08 \x03(\t\x12\x0b\n\x03key\x18\t \x01(\x0c\x12\x11\n\tsignature\x18\n \x01(\x0c\x12\x0f\n\x07seconds\x18\x0b \x01(\x01\"u\n\x0f\x45valuateRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\x12\x0f\n\x07weights\x18\x06 \x01(\x0c\"\xe3\x01\n\rEvaluateReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x14\n\x0cteacher_mean\x18\x06 \x01(\x01\x12\x13\n\x0bteacher_std\x18\x07 \x01(\x01\x12\x14\n\x0cstudent_mean\x18\x08 \x01(\x01\x12\x13\n\x0bstudent_std\x18\t \x01(\x01\x12\x13\n\x0btest_images\x18\n \x01(\x03\x12\x14\n\x0ctrain_images\x18\x0b \x01(\x03\"u\n\x0f\x46ineTuneRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x05 \x01(\t\x12\x0f\n\x07weights\x18\x06 \x01(\x0c\"\xa8\x01\n\rFineTuneReply\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07package\x18\x02 \x01(\t\x12\r\n\x05study\x18\x03 \x01(\t\x12\x11\n\tcatalogue\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x01(\x01\x12\x0b\n\x03std\x18\x07 \x01(\x01\x12\x13\n\x0btest_images\x18\x08 \x01(\x03\x12\x14\n\x0ctrain_images\x18\t \x01(\x03\x32\x8e\x02\n\x07Gateway\x12@\n\x08\x44\x65scribe\x12\x1a.consilium.DescribeRequest\x1a\x18.consilium.DescribeReply\x12=\n\x07Predict\x12\x19.consilium.PredictRequest\x1a\x17.consilium.PredictReply\x12@\n\x08\x45valuate\x12\x1a.consilium.EvaluateRequest\x1a\x18.consilium.EvaluateReply\x12@\n\x08\x46ineTune\x12\x1a.consilium.FineTuneRequest\x1a\x18.consilium.FineTuneReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "consilium.clients.gateway_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'consilium.clients.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_DESCRIBEREQUEST"]._serialized_start = 47
-    _globals["_DESCRIBEREQUEST"]._serialized_end = 204
-    _globals["_DESCRIBEREPLY"]._serialized_start = 207
-    _globals["_DESCRIBEREPLY"]._serialized_end = 371
-    _globals["_PREDICTREQUEST"]._serialized_start = 373
-    _globals["_PREDICTREQUEST"]._serialized_end = 487
-    _globals["_PREDICTREPLY"]._serialized_start = 490
-    _globals["_PREDICTREPLY"]._serialized_end = 632
-    _globals["_EVALUATEREQUEST"]._serialized_start = 634
-    _globals["_EVALUATEREQUEST"]._serialized_end = 751
-    _globals["_EVALUATEREPLY"]._serialized_start = 754
-    _globals["_EVALUATEREPLY"]._serialized_end = 981
-    _globals["_FINETUNEREQUEST"]._serialized_start = 983
-    _globals["_FINETUNEREQUEST"]._serialized_end = 1100
-    _globals["_FINETUNEREPLY"]._serialized_start = 1103
-    _globals["_FINETUNEREPLY"]._serialized_end = 1271
-    _globals["_GATEWAY"]._serialized_start = 1274
-    _globals["_GATEWAY"]._serialized_end = 1544
+  DESCRIPTOR._loaded_options = None
+  _globals['_DESCRIBEREQUEST']._serialized_start=47
+  _globals['_DESCRIBEREQUEST']._serialized_end=252
+  _globals['_DESCRIBEREPLY']._serialized_start=255
+  _globals['_DESCRIBEREPLY']._serialized_end=435
+  _globals['_PREDICTREQUEST']._serialized_start=437
+  _globals['_PREDICTREQUEST']._serialized_end=551
+  _globals['_PREDICTREPLY']._serialized_start=554
+  _globals['_PREDICTREPLY']._serialized_end=747
+  _globals['_EVALUATEREQUEST']._serialized_start=749
+  _globals['_EVALUATEREQUEST']._serialized_end=866
+  _globals['_EVALUATEREPLY']._serialized_start=869
+  _globals['_EVALUATEREPLY']._serialized_end=1096
+  _globals['_FINETUNEREQUEST']._serialized_start=1098
+  _globals['_FINETUNEREQUEST']._serialized_end=1215
+  _globals['_FINETUNEREPLY']._serialized_start=1218
+  _globals['_FINETUNEREPLY']._serialized_end=1386
+  _globals['_GATEWAY']._serialized_start=1389
+  _globals['_GATEWAY']._serialized_end=1659
 # @@protoc_insertion_point(module_scope)

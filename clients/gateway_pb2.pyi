@@ -8,7 +8,18 @@ from google.protobuf.internal import containers as _containers
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("catalogue", "manifest", "package", "protocol", "settings", "signature", "signer", "study")
+    __slots__ = (
+        "catalogue",
+        "manifest",
+        "package",
+        "protocol",
+        "sealing_key",
+        "sealing_signature",
+        "settings",
+        "signature",
+        "signer",
+        "study",
+    )
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +28,8 @@ class DescribeRequest(_message.Message):
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     SIGNER_FIELD_NUMBER: _ClassVar[int]
+    SEALING_KEY_FIELD_NUMBER: _ClassVar[int]
+    SEALING_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
     study: str
@@ -25,6 +38,8 @@ class DescribeRequest(_message.Message):
     manifest: bytes
     signature: bytes
     signer: bytes
+    sealing_key: bytes
+    sealing_signature: bytes
     def __init__(
         self,
         protocol: int | None = ...,
@@ -35,10 +50,23 @@ class DescribeRequest(_message.Message):
         manifest: bytes | None = ...,
         signature: bytes | None = ...,
         signer: bytes | None = ...,
+        sealing_key: bytes | None = ...,
+        sealing_signature: bytes | None = ...,
     ) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("catalogue", "labels", "missing", "output", "package", "protocol", "site", "study", "teacher")
+    __slots__ = (
+        "catalogue",
+        "labels",
+        "missing",
+        "output",
+        "package",
+        "protocol",
+        "signer",
+        "site",
+        "study",
+        "teacher",
+    )
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +76,7 @@ class DescribeReply(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
     study: str
@@ -57,6 +86,7 @@ class DescribeReply(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     teacher: str
     missing: bytes
+    signer: bytes
     def __init__(
         self,
         protocol: int | None = ...,
@@ -68,6 +98,7 @@ class DescribeReply(_message.Message):
         labels: _Iterable[str] | None = ...,
         teacher: str | None = ...,
         missing: bytes | None = ...,
+        signer: bytes | None = ...,
     ) -> None: ...
 
 class PredictRequest(_message.Message):
@@ -95,7 +126,19 @@ class PredictRequest(_message.Message):
     ) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("catalogue", "ids", "masks", "package", "protocol", "seconds", "site", "study")
+    __slots__ = (
+        "abstained",
+        "catalogue",
+        "ids",
+        "key",
+        "masks",
+        "package",
+        "protocol",
+        "seconds",
+        "signature",
+        "site",
+        "study",
+    )
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +146,9 @@ class PredictReply(_message.Message):
     SITE_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     MASKS_FIELD_NUMBER: _ClassVar[int]
+    ABSTAINED_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
@@ -111,6 +157,9 @@ class PredictReply(_message.Message):
     site: str
     ids: _containers.RepeatedScalarFieldContainer[str]
     masks: _containers.RepeatedScalarFieldContainer[bytes]
+    abstained: _containers.RepeatedScalarFieldContainer[str]
+    key: bytes
+    signature: bytes
     seconds: float
     def __init__(
         self,
@@ -121,6 +170,9 @@ class PredictReply(_message.Message):
         site: str | None = ...,
         ids: _Iterable[str] | None = ...,
         masks: _Iterable[bytes] | None = ...,
+        abstained: _Iterable[str] | None = ...,
+        key: bytes | None = ...,
+        signature: bytes | None = ...,
         seconds: float | None = ...,
     ) -> None: ...
 

@@ -44,6 +44,15 @@ class ImageStore:
         """Tell, image by image of the list, whether its pixels are lacking."""
         return [bool(flag) for flag in self._held == 0]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all images of the list together."""
+        return int(self._pixels.size)
+
+    def held(self) -> list[str]:
+        """Ids of the images whose pixels are here, in the order of the list."""
+        return [name for name, i in self._position.items() if self._held[i]]
+
     def require_known(self, ids: Sequence[str]) -> None:
         """Refuse images that are not of the catalogue: `WireError` ``unknown-image``."""
         strangers = [name for name in ids if name not in self._position]

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tomllib
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from secrets import token_hex
 from typing import Final
 
 from consilium.clients.policy import Policy
-from consilium.clients.settings import ConnectionSettings, SiteSettings
+from consilium.clients.settings import ConnectionSettings, SiteSettings, load_site
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.identity import certificate_facts, make_node_key, private_folder, write_private
 from consilium.common.joining import (
@@ -29,6 +30,7 @@ from consilium.common.joining import (
     KIT_FILES,
     MAX_KIT_BYTES,
     NODE_KEY,
+    SITE_POLICY,
     SITE_SETTINGS,
     JoinRequest,
     KitFacts,
@@ -36,7 +38,7 @@ from consilium.common.joining import (
     make_join,
     write_join,
 )
-from consilium.common.settings import kebab, load, parse
+from consilium.common.settings import kebab, parse, read_toml
 
 _GZIP: Final = 31  # zlib's window size that means a gzip file
 
@@ -89,7 +91,7 @@ def read_kit(path: Path) -> Kit:
             packed = file.read(MAX_KIT_BYTES + 1)
         files = _members(packed)
         facts = parse(KitFacts, json_object(files[KIT_FACTS]), KIT_FACTS)
-        settings = parse(SiteSettings, tomllib.loads(files[SITE_SETTINGS].decode()), SITE_SETTINGS)
+        settings = _settings(files)
         authority = certificate_facts(files[AUTHORITY], AUTHORITY)
         _require_agreement(facts, settings, authority.fingerprint)
     except OSError as error:
@@ -201,9 +203,20 @@ def _require_agreement(facts: KitFacts, settings: SiteSettings, authority: str) 
         )
 
 
+def _settings(files: Mapping[str, bytes]) -> SiteSettings:
+    """The settings of a kit, its policy with them."""
+    values = tomllib.loads(files[SITE_SETTINGS].decode())
+    if "policy" in values:
+        raise ValueError(f"it has a policy in {SITE_SETTINGS} and another in {SITE_POLICY}")
+    policy = parse(Policy, tomllib.loads(files[SITE_POLICY].decode()), SITE_POLICY)
+    return parse(SiteSettings, values | {"policy": policy}, SITE_SETTINGS)
+
+
 def _lay_out(kit: Kit, folder: Path, stamp: str, *, force: bool) -> tuple[str, ...]:
-    """Write the kit's files; settings that are there stay, unless ``force``."""
-    notes = []
+    """Write the kit's files; settings and policy that are there stay, unless ``force``."""
+    kept = set() if force else {name for name in (SITE_SETTINGS, SITE_POLICY) if (folder / name).exists()}
+    if SITE_SETTINGS in kept and "policy" in read_toml(folder / SITE_SETTINGS):
+        kept.add(SITE_POLICY)  # a site has one policy
     start = _start_command(folder)
     words = {
         "@USER@": getpass.getuser(),
@@ -212,41 +225,36 @@ def _lay_out(kit: Kit, folder: Path, stamp: str, *, force: bool) -> tuple[str, .
         "@START@": start,
     }
     for name in KIT_FILES:
-        if name == KIT_FACTS:
+        if name == KIT_FACTS or name in kept:
             continue  # the invitation is not kept
         path, text = folder / name, kit.files[name].decode("utf-8", "replace")
         if name in ("consilium-site.service", "compose.yaml"):
             for word, value in words.items():
                 text = text.replace(word, value)
         content = kit.files[name] if name == AUTHORITY else text.encode()
-        if path.exists() and path.read_bytes() != content:
-            if name == SITE_SETTINGS and not force:
-                notes += _note_settings(kit, folder, content)
-                continue
-            if name != "README.md":
-                _put_aside(path, stamp)
+        if path.exists() and path.read_bytes() != content and name != "README.md":
+            _put_aside(path, stamp)
         path.unlink(missing_ok=True)
         write_private(path, content)
-    return tuple(notes)
+    return tuple(_what_they_lack(kit, folder)) if kept else ()
 
 
-def _note_settings(kit: Kit, folder: Path, content: bytes) -> list[str]:
-    """Keep the site's own settings; say what of the kit's they lack."""
-    held = load(SiteSettings, folder / SITE_SETTINGS)
-    offered = parse(SiteSettings, tomllib.loads(content.decode()), SITE_SETTINGS)
-    same = (
-        held.name == kit.facts.site
-        and held.connection == offered.connection
-        and kit.facts.signer in held.policy.trusted_signers
-    )
-    if same:
-        return []
-    beside = folder / "site.kit.toml"
+def _what_they_lack(kit: Kit, folder: Path) -> Iterator[str]:
+    """Say what of the kit's the site's own settings and policy, which were kept, lack."""
+    held, offered = load_site(folder / SITE_SETTINGS).settings, _settings(kit.files)
+    if (held.name, held.connection) != (offered.name, offered.connection):
+        beside = _put_beside(kit, folder, SITE_SETTINGS)
+        yield f"{folder / SITE_SETTINGS} was there and is kept; copy name and [connection] from {beside}"
+    if kit.facts.signer not in held.policy.trusted_signers:
+        beside = _put_beside(kit, folder, SITE_POLICY)
+        yield f"your own policy was there and is kept; copy trusted-signers from {beside}"
+
+
+def _put_beside(kit: Kit, folder: Path, name: str) -> str:
+    beside = folder / f"{Path(name).stem}.kit.toml"
     beside.unlink(missing_ok=True)
-    write_private(beside, content)
-    return [
-        f"{folder / SITE_SETTINGS} was there and is kept; copy name, policy.trusted-signers and [connection] from {beside.name}"
-    ]
+    write_private(beside, kit.files[name])
+    return beside.name
 
 
 def _put_aside(path: Path, stamp: str) -> None:

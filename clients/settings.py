@@ -15,7 +15,8 @@ from consilium.clients.address import check_address
 from consilium.clients.policy import Policy
 from consilium.clients.teachers.settings import CheckpointSettings, ForeignSettings, TeacherSettings
 from consilium.common.errors import SettingsError, StateError
-from consilium.common.settings import Name, NameList, Settings, load
+from consilium.common.joining import SITE_POLICY
+from consilium.common.settings import Name, NameList, Settings, load, parse, read_toml
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
@@ -120,6 +121,11 @@ class SiteHome:
     folder: Path
 
     @property
+    def policy_file(self) -> Path:
+        """The policy, if it has a file of its own."""
+        return self.folder / SITE_POLICY
+
+    @property
     def trainable(self) -> CheckpointSettings:
         """What is said of the teacher, if it is one that is trained here; else `SettingsError`."""
         teacher = self.settings.teacher
@@ -169,6 +175,26 @@ class SiteHome:
     def catalogues(self) -> Path:
         """Folder of the images this site was given."""
         return self.folder / "catalogues"
+
+    @property
+    def answers(self) -> Path:
+        """Folder of the soft masks this site gave."""
+        return self.folder / "answers"
+
+    @property
+    def answer_key(self) -> Path:
+        """The key that sealed answers are signed with, Ed25519."""
+        return self.folder / "keys" / "answers.pem"
+
+    @property
+    def consents(self) -> Path:
+        """Folder of what was decided about studies."""
+        return self.folder / "consents"
+
+    @property
+    def reviews(self) -> Path:
+        """Folder of what a person looks at before deciding."""
+        return self.folder / "reviews"
 
     @property
     def students(self) -> Path:
@@ -233,5 +259,17 @@ def trained_result(home: SiteHome) -> Mapping[str, Any] | None:
 
 
 def load_site(path: Path) -> SiteHome:
-    """Read a ``site.toml``; see `settings.load` for the errors."""
-    return SiteHome(load(SiteSettings, path), path.resolve().parent)
+    """Read a ``site.toml`` and the ``policy.toml`` beside it, if there is one; see `settings.load` for the errors.
+
+    The policy may be another person's file than the rest, with other rights. A ``[policy]`` in ``site.toml`` serves as well,
+    but not both: nobody should have to guess which holds.
+    """
+    values = read_toml(path)
+    policy = path.resolve().parent / SITE_POLICY
+    if policy.is_file():
+        if "policy" in values:
+            raise SettingsError(
+                f"{path}: a site has one policy, and {policy} holds it; remove [policy] from {path.name}"
+            )
+        values["policy"] = load(Policy, policy)
+    return SiteHome(parse(SiteSettings, values, str(path)), path.resolve().parent)

@@ -18,16 +18,20 @@ import numpy.typing as npt
 import torch
 
 from consilium.clients import policy, visiting_student
-from consilium.clients.audit import Audit, Event
+from consilium.clients.answers import Answers
+from consilium.clients.audit import ANSWERED, Audit, Event
+from consilium.clients.consent import ConsentBook, State
+from consilium.clients.own_images import OwnImages
 from consilium.clients.settings import SiteHome
 from consilium.clients.studies import Shown, StudyBook
 from consilium.clients.teachers import Teacher
-from consilium.common import labels, metrics, soft_mask, wire
+from consilium.common import labels, metrics, sealing, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
-from consilium.common.identity import private_folder
+from consilium.common.identity import private_folder, public_key_of, signing_key
 from consilium.common.labels import LabelView
 from consilium.common.networks.student_files import save_student
+from consilium.common.sealing import Sealed
 from consilium.common.study import Study
 from consilium.common.training.fine_tune import choose_images, fine_tune
 from consilium.common.training.settings import FineTuningSettings
@@ -69,9 +73,14 @@ class Site:
         self._home: Final = home
         self._settings: Final = home.settings
         self._teacher: Final = teacher
+        self._consents: Final = ConsentBook(home.consents, home.settings.name)
+        self._studies: Final = StudyBook(home, self._consents)
+        self._own_images: Final = OwnImages(home.train_set)
         self._card: Final = {**teacher.card, **(checked or {})}
-        self._studies: Final = StudyBook(home)
         self._audit: Final = Audit(home.audit_log)
+        self._key: Final = signing_key(home.answer_key)
+        self._given: Final[dict[str, Answers]] = {}
+        self._giving = threading.Lock()
         self._asking = threading.Lock()
         self._training = threading.Lock()
         self._closing = threading.Event()
@@ -79,9 +88,10 @@ class Site:
             torch.set_num_threads(self._settings.training.threads)
         if self._settings.policy.auto_approve:
             LOG.warning(
-                "%s APPROVES EVERY STUDY OF EVERY SIGNER (policy.auto-approve = true). This is for simulations only: name "
-                "policy.trusted-signers instead before a real coordinator is connected.",
+                "%s APPROVES EVERY STUDY of %s (policy.auto-approve = true), and no person is asked. This is for simulations "
+                "only: take it away before a real coordinator is connected.",
                 self._settings.name,
+                "its trusted signers" if self._settings.policy.trusted_signers else "EVERY SIGNER",
             )
 
     @property
@@ -110,25 +120,19 @@ class Site:
         return self._answer("fine-tune", request, self._fine_tune)
 
     def _answer(self, action: str, request: RequestT, work: Callable[[RequestT], ReplyT]) -> ReplyT:
-        """Do the work; write down what leaves before it leaves; let nothing but a code out when it fails."""
+        """Do the work; let nothing but a code out when it fails."""
         code = ErrorCode.SITE_FAILED
         try:
             if request.protocol != wire.PROTOCOL:
                 raise WireError(ErrorCode.BAD_PROTOCOL, f"protocol {request.protocol}, here {wire.PROTOCOL}")
             if wire.size_of(request) > self._settings.policy.max_message_mib * 2**20:
                 raise WireError(ErrorCode.TOO_LARGE, f"{action}: {wire.size_of(request)} bytes")
-            reply = work(request)
-            masks = len(reply.masks) if isinstance(reply, PredictReply) else 0
-            size, digest = wire.size_of(reply), wire.digest_of(reply)
-            event = Event(request.study, request.catalogue, action, "answered", masks, size, digest)
-            self._audit.record(event, lambda gone: policy.require_budget(self._settings.policy, gone, masks))
+            return work(request)
         except WireError as error:
             LOG.warning("%s refused %s: %s", self.name, action, error)
             code = error.code
         except Exception:
             LOG.exception("%s failed to %s", self.name, action)
-        else:
-            return reply
         self._note_refusal(action, request, code)
         raise WireError(code)
 
@@ -138,17 +142,36 @@ class Site:
         except Exception:  # a full disk must not let a text out
             LOG.exception("%s could not write its audit log", self.name)
 
+    def _let_out(self, action: str, shown: Shown, reply: ReplyT, student: str = "") -> ReplyT:
+        """Write down what leaves before it leaves; consent and bounds are looked at again, as the work may have taken hours."""
+        with self._audit.held() as log:
+            self._require_consent(shown)
+            if student:
+                sent = log.students.get(reply.study, set())
+                policy.require_students(self._settings.policy, len(sent | {student}))
+            size, digest = wire.size_of(reply), wire.digest_of(reply)
+            log.append(
+                Event(reply.study, reply.catalogue, action, ANSWERED, student=student, bytes_out=size, digest=digest)
+            )
+        return reply
+
+    def _require_consent(self, shown: Shown) -> None:
+        self._consents.require(shown.request, shown.signer, auto_approve=self._settings.policy.auto_approve)
+
     def _describe(self, request: DescribeRequest) -> DescribeReply:
         shown = self._studies.show(request)
-        return DescribeReply(
+        self._require_consent(shown)
+        reply = DescribeReply(
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
             output=policy.output_kind(self._settings.policy, self._settings.teacher.offers),
             labels=[shown.study.labels[place] for place in self._label_view(shown.study).known],
-            teacher=json.dumps(self._card, sort_keys=True),
+            teacher=json.dumps(policy.public_card(self._settings.policy, self._card), sort_keys=True),
             missing=wire.to_bits(shown.images.missing()),
+            signer=public_key_of(self._key),
         )
+        return self._let_out("describe", shown, reply)
 
     def _predict(self, request: PredictRequest) -> PredictReply:
         policy.require_permission(self._settings.policy, "predict")
@@ -158,31 +181,98 @@ class Site:
         if len(request.pixels) > len(request.ids):
             raise WireError(ErrorCode.BAD_MESSAGE, f"{len(request.pixels)} images for {len(request.ids)} ids")
         shown.images.require_known(request.ids)
-        policy.require_budget(self._settings.policy, self._audit.masks_gone(), len(request.ids))
-        for name, coded in zip(request.ids, request.pixels, strict=False):
-            shown.images.put(name, coded)
-        shown.images.require_held(request.ids)
+        try:
+            self._require_consent(shown)
+        except WireError:
+            self._keep_for_review(shown, request)
+            raise
+        given = self._given_in(shown)
+        wanted = [name for name in request.ids if name not in given.find(request.ids)]
+        policy.require_budget(self._settings.policy, self._audit.masks_gone(), len(wanted))
+        _put_all(shown, request)
+        shown.images.require_held(wanted)
         started = time.perf_counter()
-        masks = [
-            coded
-            for at in range(0, len(request.ids), BATCH)
-            for coded in self._masks(shown, request.ids[at : at + BATCH])
-        ]
-        return PredictReply(
-            study=request.study,
-            catalogue=request.catalogue,
-            site=self.name,
-            ids=request.ids,
-            masks=masks,
-            seconds=time.perf_counter() - started,
-        )
+        made: dict[str, bytes] = {}
+        for at in range(0, len(wanted), BATCH):
+            made |= self._masks(shown, wanted[at : at + BATCH])
+        return self._give(shown, request, made, time.perf_counter() - started)
 
-    def _masks(self, shown: Shown, ids: list[str]) -> list[bytes]:
-        """The coded masks of a few images, limited to what may leave."""
+    def _give(self, shown: Shown, request: PredictRequest, made: dict[str, bytes], seconds: float) -> PredictReply:
+        """Answer with masks that were given before, and new ones; an image that was given meanwhile keeps its first mask."""
+        given = self._given_in(shown)
+        with self._audit.held() as log:
+            self._require_consent(shown)
+            before = given.find(request.ids)
+            new = {name: coded for name, coded in made.items() if name not in before}
+            policy.require_budget(self._settings.policy, log.masks_gone, len(new))
+            masks = new | before
+            ids = [name for name in request.ids if name in masks]
+            abstained = [name for name in request.ids if name not in masks]
+            sealed = self._seal(shown, ids, abstained, [masks[name] for name in ids])
+            reply = PredictReply(
+                study=request.study,
+                catalogue=request.catalogue,
+                site=self.name,
+                ids=ids,
+                masks=sealed.masks,
+                abstained=abstained,
+                key=sealed.key,
+                signature=sealed.signature,
+                seconds=seconds,
+            )
+            log.append(
+                Event(
+                    request.study,
+                    request.catalogue,
+                    "predict",
+                    ANSWERED,
+                    masks=len(new),
+                    repeats=len(before),
+                    abstained=len(abstained),
+                    bytes_out=wire.size_of(reply),
+                    digest=wire.digest_of(reply),
+                )
+            )
+            given.keep(new)  # after the line: what is kept was counted
+        return reply
+
+    def _seal(self, shown: Shown, ids: list[str], abstained: list[str], masks: list[bytes]) -> Sealed:
+        """Seal masks to the study's key; in clear, unsigned, where it has none (`admit` has seen whether that is allowed)."""
+        request = shown.request
+        if not request.sealing_key:
+            return Sealed(b"", masks, b"")
+        subject = sealing.about(request.study, request.catalogue, self.name, ids, abstained)
+        return sealing.seal(masks, request.sealing_key, self._key, subject)
+
+    def _given_in(self, shown: Shown) -> Answers:
+        name = f"{shown.request.study}-{shown.request.catalogue[:12]}"
+        with self._giving:
+            if name not in self._given:
+                self._given[name] = Answers(self._home.answers / f"{name}.sqlite")
+            return self._given[name]
+
+    def _keep_for_review(self, shown: Shown, request: PredictRequest) -> None:
+        """Keep the images of a study that waits for consent: a person has to see them."""
+        state = self._consents.state(shown.request, shown.signer)
+        if state not in (State.WAITING, State.EXPIRED):
+            return
+        if shown.images.size_bytes > self._settings.policy.review_mib * 2**20:
+            LOG.warning("the images of %s are not kept: policy.review-mib", shown.study.name)
+            return
+        _put_all(shown, request)
+
+    def _masks(self, shown: Shown, ids: list[str]) -> dict[str, bytes]:
+        """The coded masks, limited to what may leave, of those of a few images that are not the site's own."""
         self._go_on()
-        soft = self._ask_teacher(shown.images.take(ids), shown.study)
+        images = shown.images.take(ids)
+        least = self._settings.policy.near_duplicate
+        strange = self._own_images.likeness(images).correlation <= least if least < 1 else np.ones(len(ids), np.bool_)
+        if not strange.any():
+            return {}
+        soft = self._ask_teacher(images[strange], shown.study)
         limited = policy.limit_output(self._settings.policy, self._settings.teacher.offers, soft)
-        return [soft_mask.encode(mask) for mask in limited]
+        names = [name for name, answered in zip(ids, strange, strict=True) if answered]
+        return {name: soft_mask.encode(mask) for name, mask in zip(names, limited, strict=True)}
 
     def _ask_teacher(self, images: npt.NDArray[np.uint8], study: Study) -> soft_mask.SoftMasks:
         """The teacher's soft masks, uint8 (n, K, H, W), of the study's labels it knows, before the policy."""
@@ -201,7 +291,9 @@ class Site:
             raise WireError(ErrorCode.SITE_FAILED, "the site is being stopped")
 
     def _label_view(self, study: Study) -> LabelView:
-        return labels.view(study.labels, self._settings.labels, self._settings.label_map)
+        allowed = self._settings.policy.labels
+        barred: dict[str, tuple[str, ...]] = {label: () for label in study.labels if allowed and label not in allowed}
+        return labels.view(study.labels, self._settings.labels, self._settings.label_map | barred)
 
     def _known_labels(self, study: Study) -> LabelView:
         """Those of the study's labels that this site knows, at least one."""
@@ -212,14 +304,18 @@ class Site:
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         policy.require_permission(self._settings.policy, "evaluate")
-        study = self._studies.recall(request).study
+        shown = self._studies.recall(request)
+        self._require_consent(shown)
+        self._require_one_more(request)
+        study = shown.study
         view = self._known_labels(study)
         test = _open_set(self._home.test_set)
+        policy.require_enough(self._settings.policy, len(test))
         card = visiting_student.read_card(request.card, study)
         student = visiting_student.open_student(card, request.weights)
         student_dice = visiting_student.student_dice(student, test, study, view, self._settings.training.device)
         teacher = metrics.score(self._teacher_dice(test, study, view))
-        return EvaluateReply(
+        reply = EvaluateReply(
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
@@ -230,6 +326,13 @@ class Site:
             test_images=len(test),
             train_images=_count(self._home.train_set),
         )
+        return self._let_out("evaluate", shown, reply, _student_of(request))
+
+    def _require_one_more(self, request: EvaluateRequest | FineTuneRequest) -> None:
+        """Refuse further students of a study before any work is done; `_let_out` has the last word."""
+        with self._audit.held() as log:
+            sent = log.students.get(request.study, set())
+        policy.require_students(self._settings.policy, len(sent | {_student_of(request)}))
 
     def _teacher_dice(self, test: labelled.Labelled, study: Study, view: LabelView) -> npt.NDArray[np.float64]:
         values = []
@@ -241,15 +344,19 @@ class Site:
 
     def _fine_tune(self, request: FineTuneRequest) -> FineTuneReply:
         policy.require_permission(self._settings.policy, "fine-tune")
-        study = self._studies.recall(request).study
+        shown = self._studies.recall(request)
+        self._require_consent(shown)
+        study = shown.study
         if self.name not in study.fine_tune.sites:
             raise WireError(ErrorCode.REFUSED_BY_POLICY, f"{self.name} is not among the study's fine-tune.sites")
+        self._require_one_more(request)
+        policy.require_enough(self._settings.policy, len(_open_set(self._home.test_set)))
         folder = self._home.students / f"{request.study[:12]}-{hashlib.sha256(request.weights).hexdigest()[:12]}"
         with self._training:
             if not (folder / _RESULT).exists():
                 self._train_student(request, study, folder)
         result = json.loads((folder / _RESULT).read_text("utf-8"))
-        return FineTuneReply(
+        reply = FineTuneReply(
             study=request.study,
             catalogue=request.catalogue,
             site=self.name,
@@ -258,6 +365,7 @@ class Site:
             test_images=result["after"]["n"],
             train_images=result["images"],
         )
+        return self._let_out("fine-tune", shown, reply, _student_of(request))
 
     def _train_student(self, request: FineTuneRequest, study: Study, folder: Path) -> None:
         """Train, keep the student and its Dice; the Dice last: a folder with one is whole."""
@@ -294,6 +402,17 @@ class Site:
 
 
 _RESULT: Final = "result.json"
+
+
+def _put_all(shown: Shown, request: PredictRequest) -> None:
+    """Keep the pixels that came with a request."""
+    for name, coded in zip(request.ids, request.pixels, strict=False):
+        shown.images.put(name, coded)
+
+
+def _student_of(request: EvaluateRequest | FineTuneRequest) -> str:
+    """What names a student in the audit log: the digest of its card and weights."""
+    return hashlib.sha256(hashlib.sha256(request.card.encode()).digest() + request.weights).hexdigest()
 
 
 def _open_set(folder: Path) -> labelled.Labelled:

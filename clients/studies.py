@@ -1,7 +1,7 @@
-"""The studies a site was shown: what it takes, and how it remembers them.
+"""The studies a site was shown: what may be shown to it, and how it remembers them.
 
 A site remembers the whole request, signature included, and checks it again whenever it is read back: a study does not
-outlive the trust in its signer.
+outlive the trust in its signer. That it remembers a study says nothing yet about consent.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,10 @@ from typing import Final
 from pydantic import ValidationError
 
 from consilium.clients import policy
+from consilium.clients.consent import ConsentBook, State
 from consilium.clients.image_store import ImageStore
 from consilium.clients.settings import SiteHome, SiteSettings
-from consilium.common import identity
+from consilium.common import identity, sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.study import Study
@@ -29,26 +31,35 @@ LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shown:
-    """A study the site takes part in, and the images of its catalogue that are here."""
+    """A study the site was shown, by whom, and the images of its catalogue that are here."""
 
+    request: DescribeRequest
     study: Study
     manifest: Manifest
     images: ImageStore
 
+    @property
+    def signer(self) -> bytes:
+        """Public key of the coordinator."""
+        return self.request.signer
+
 
 def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Manifest]:
-    """Decide whether the site takes part in a study.
+    """Decide whether a study may be shown to the site.
 
     The signature is checked first: nothing else is read of a list that nobody signed.
 
     Raises
     ------
     WireError
-        ``bad-signature``; ``not-consented`` if the signer is not trusted or the site is not named; ``bad-message`` if
-        settings, list and envelope do not belong together; ``refused-by-policy``.
+        ``bad-signature``; ``not-consented`` if the site is not named; ``bad-message`` if settings, list and envelope do not
+        belong together; ``refused-by-policy`` if the signer is not trusted, or for what the study is.
     """
     identity.verify(request.signer, SIGNATURE_DOMAIN, request.manifest, request.signature)
-    policy.require_consent(settings.policy, request.signer)
+    policy.require_signer(settings.policy, request.signer)
+    policy.require_sealing(settings.policy, request.sealing_key)
+    if request.sealing_key:
+        sealing.verify_study_key(request.signer, request.catalogue, request.sealing_key, request.sealing_signature)
     if hashlib.sha256(request.manifest).hexdigest() != request.catalogue:
         raise WireError(ErrorCode.BAD_MESSAGE, "the manifest's hash is not the envelope's catalogue")
     manifest = Manifest.from_bytes(request.manifest)
@@ -59,32 +70,65 @@ def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Mani
         raise WireError(ErrorCode.BAD_MESSAGE, "study and catalogue have different canonical forms")
     if settings.name not in study.sites:
         raise WireError(ErrorCode.NOT_CONSENTED, f"{settings.name} is not among the study's sites")
-    policy.require_size(settings.policy, len(manifest.images))
+    policy.require_study(settings.policy, study.name, len(manifest.images))
     return study, manifest
 
 
 class StudyBook:
-    """The studies of a site; they survive a restart. Several threads and processes may use the same folder."""
+    """The studies of a site; they survive a restart. Several threads and processes may use the same folder.
 
-    def __init__(self, home: SiteHome) -> None:
+    Parameters
+    ----------
+    home
+        Of the site.
+    consents
+        What was decided about them.
+    """
+
+    def __init__(self, home: SiteHome, consents: ConsentBook) -> None:
         self._home: Final = home
+        self._consents: Final = consents
         identity.private_folder(home.studies)
         identity.private_folder(home.catalogues)
         self._lock = threading.Lock()
         self._shown: dict[tuple[str, str], Shown] = {}
 
     def show(self, request: DescribeRequest) -> Shown:
-        """Admit a study and remember it; see `admit`."""
-        shown = self._open(request)
-        catalogue = self._home.catalogues / request.catalogue
-        _write(catalogue / "manifest.json", request.manifest)
-        kept = {
-            "settings": request.settings,
-            "signature": request.signature.hex(),
-            "signer": request.signer.hex(),
-        }
-        _write(self._page(request), json.dumps(kept).encode())
-        return shown
+        """Admit a study and remember it, for a person to decide about; see `admit`.
+
+        Raises
+        ------
+        WireError
+            ``not-consented`` if another signer showed the same study before: whoever comes second could have seen it on its
+            way. ``refused-by-policy`` if too many studies wait for a decision.
+        """
+        admit(request, self._home.settings)
+        with self._lock:
+            try:
+                before = self._read(request)
+            except WireError:
+                self._require_room(request)
+            else:
+                if before.signer != request.signer:
+                    raise WireError(
+                        ErrorCode.NOT_CONSENTED,
+                        f"shown by {identity.fingerprint(before.signer)} before, now by {identity.fingerprint(request.signer)}",
+                    )
+            _write(self._home.catalogues / request.catalogue / "manifest.json", request.manifest)
+            kept = {
+                "study": request.study,
+                "catalogue": request.catalogue,
+                "settings": request.settings,
+                "signature": request.signature.hex(),
+                "signer": request.signer.hex(),
+                "sealing-key": request.sealing_key.hex(),
+                "sealing-signature": request.sealing_signature.hex(),
+            }
+            _write(self._page(request), json.dumps(kept).encode())
+            held = self._shown.get((request.study, request.catalogue))
+            if held is not None and held.request != request:
+                del self._shown[request.study, request.catalogue]
+        return self._open(request)
 
     def recall(self, envelope: Envelope) -> Shown:
         """Find the study of a request.
@@ -92,11 +136,42 @@ class StudyBook:
         Raises
         ------
         WireError
-            ``unknown-study`` if it was never shown; what `admit` raises if the site would not take it any more.
+            ``unknown-study`` if it was never shown; what `admit` raises if it may not be shown any more.
         """
         with self._lock:
             shown = self._shown.get((envelope.study, envelope.catalogue))
         return shown or self._open(self._read(envelope))
+
+    def all(self) -> list[Shown]:
+        """Every study that was shown and may still be, in the order of their digests."""
+        found = []
+        for request in self._pages():
+            try:
+                found.append(self.recall(request))
+            except WireError as error:
+                LOG.warning("study %s is passed over: %s", request.study[:12], error)
+        return found
+
+    def _pages(self) -> Iterator[DescribeRequest]:
+        """Every page that can be read."""
+        for page in sorted(self._home.studies.glob("*.json")):
+            try:
+                kept = json.loads(page.read_bytes())
+                yield self._read(Envelope(study=kept["study"], catalogue=kept["catalogue"]))
+            except (ValueError, KeyError, TypeError, WireError):
+                LOG.warning("%s cannot be read; the study has to be described again", page)
+
+    def _require_room(self, request: DescribeRequest) -> None:
+        if self._home.settings.policy.auto_approve:
+            return
+        waiting = sum(self._consents.state(page, page.signer) is State.WAITING for page in self._pages())
+        most = self._home.settings.policy.max_waiting
+        if waiting >= most:
+            raise WireError(
+                ErrorCode.REFUSED_BY_POLICY,
+                f"{waiting} studies wait for a decision, policy.max-waiting is {most}: approve or revoke some, then "
+                f"{request.study[:12]} can be shown",
+            )
 
     def _open(self, request: DescribeRequest) -> Shown:
         key = (request.study, request.catalogue)
@@ -104,7 +179,7 @@ class StudyBook:
         with self._lock:
             if key not in self._shown:
                 images = ImageStore(self._home.catalogues / request.catalogue, manifest)
-                self._shown[key] = Shown(study, manifest, images)
+                self._shown[key] = Shown(request, study, manifest, images)
             return self._shown[key]
 
     def _page(self, envelope: Envelope) -> Path:
@@ -120,6 +195,8 @@ class StudyBook:
                 manifest=(self._home.catalogues / envelope.catalogue / "manifest.json").read_bytes(),
                 signature=bytes.fromhex(kept["signature"]),
                 signer=bytes.fromhex(kept["signer"]),
+                sealing_key=bytes.fromhex(kept["sealing-key"]),
+                sealing_signature=bytes.fromhex(kept["sealing-signature"]),
             )
         except FileNotFoundError:
             raise WireError(

@@ -8,6 +8,7 @@
     ├── StateError         a run folder, checkpoint or catalogue on disk is damaged or belongs to other settings
     ├── MachineError       this machine cannot do it now: a busy port, a full disk, a process that died
     ├── StudyError         the study cannot go on: too few sites, every image excluded
+    │   └── ConsentError   no fault: it waits until people at some sites have consented to it
     └── WireError          the other side broke the contract, or refused; carries a code of the closed list below
 
 Every message says the rule, what came, and what to do. Only a `WireError`'s code and its fixed public text ever cross
@@ -42,6 +43,10 @@ class StudyError(ConsiliumError):
     """The study cannot go on."""
 
 
+class ConsentError(StudyError):
+    """The study waits for people: too few sites have consented to it. That is no fault, and the same command goes on later."""
+
+
 class ErrorCode(StrEnum):
     """The closed list of codes that may cross the wire."""
 
@@ -53,6 +58,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_IMAGE = "unknown-image"
     UNKNOWN_STUDY = "unknown-study"
     BAD_SIGNATURE = "bad-signature"
+    BAD_SEAL = "bad-seal"
     NOT_CONSENTED = "not-consented"
     REFUSED_BY_POLICY = "refused-by-policy"
     TOO_LARGE = "too-large"
@@ -71,7 +77,8 @@ PUBLIC_TEXT: Final[dict[ErrorCode, str]] = {
     ErrorCode.BAD_STUDENT: "the student's weights do not fit its card",
     ErrorCode.UNKNOWN_IMAGE: "the image is not in the approved catalogue",
     ErrorCode.UNKNOWN_STUDY: "the study has not been described to this site",
-    ErrorCode.BAD_SIGNATURE: "the catalogue's signature does not verify with a key this site trusts",
+    ErrorCode.BAD_SIGNATURE: "the signature of catalogue or study key does not verify",
+    ErrorCode.BAD_SEAL: "a sealed answer is not the site's, not about what was asked, or not sealed to this study's key",
     ErrorCode.NOT_CONSENTED: "the site has not consented to this study",
     ErrorCode.REFUSED_BY_POLICY: "the site's policy does not allow this action",
     ErrorCode.TOO_LARGE: "the message is larger than the site accepts",

@@ -14,10 +14,12 @@ locks its owner out without a word.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import ipaddress
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,6 +383,17 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise StateError(f"a signing key is an Ed25519 key; {path} holds a {type(key).__name__}")
     return key
+
+
+def signing_key(path: Path) -> Ed25519PrivateKey:
+    """Load the signing key at ``path``, made at first use, whichever process is first; see `load_signing_key`."""
+    if not path.exists():
+        partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
+        make_signing_key(partial)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(partial, path)
+        partial.unlink()
+    return load_signing_key(path)
 
 
 def public_key_of(key: Ed25519PrivateKey) -> bytes:

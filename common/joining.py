@@ -1,7 +1,7 @@
 """What a coordinator hands to a site, and what the site sends back to join: the words both sides agree on.
 
-The coordinator makes a *kit*: one archive with the certificate authority, the site's settings and an *invitation*, a secret
-that is good once and for some days. The site makes its node key and answers with a *join file*: name, public key, a
+The coordinator makes a *kit*: one archive with the certificate authority, the site's settings and policy, and an *invitation*, a
+secret that is good once and for some days. The site makes its node key and answers with a *join file*: name, public key, a
 signature by the private key (whoever sends the public key holds the private one) and a tag made with the invitation
 (whoever joins under this name was given this kit). Nothing in a join file is secret.
 """
@@ -25,8 +25,11 @@ from consilium.common.settings import Name, Settings, parse
 KIT_FACTS: Final = "kit.json"
 AUTHORITY: Final = "authority.pem"
 SITE_SETTINGS: Final = "site.toml"
+SITE_POLICY: Final = "policy.toml"
 NODE_KEY: Final = "node-key"
-KIT_FILES: Final = (KIT_FACTS, AUTHORITY, SITE_SETTINGS, "README.md", "consilium-site.service", "compose.yaml")
+KIT_FILES: Final = (
+    KIT_FACTS, AUTHORITY, SITE_SETTINGS, SITE_POLICY, "README.md", "consilium-site.service", "compose.yaml",
+)  # fmt: skip
 """Every kit holds these files, at the top, and nothing else."""
 MAX_KIT_BYTES: Final = 2**20
 MAX_JOIN_BYTES: Final = 2**14

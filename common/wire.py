@@ -19,7 +19,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.settings import Name, Settings, kebab
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 PACKAGE: Final = version("consilium")
 RECORD: Final = "consilium"
 ERROR_RECORD: Final = "consilium-error"
@@ -29,6 +29,8 @@ Action = Literal["query.describe", "query.predict", "evaluate.student", "train.f
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Blob = Annotated[bytes, Field(max_length=2**30)]
+Key = Annotated[bytes, Field(max_length=32)]
+Signature = Annotated[bytes, Field(max_length=64)]
 Planes = Annotated[bytes, Field(max_length=2**26)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -45,20 +47,24 @@ class Envelope(Settings):
 class DescribeRequest(Envelope):
     """Show a site the study: its settings, its catalogue, and who signed.
 
-    ``settings`` is the study as TOML; ``manifest`` the catalogue's list with its ``signature`` by ``signer``.
+    ``settings`` is the study as TOML; ``manifest`` the catalogue's list with its ``signature`` by ``signer``. Soft masks are to
+    be sealed to ``sealing_key``, which the same signer signed, or to travel in clear where it is empty.
     """
 
     settings: Annotated[str, StringConstraints(max_length=2**20)]
     manifest: Blob
-    signature: Blob
-    signer: Blob
+    signature: Signature
+    signer: Key
+    sealing_key: Key
+    sealing_signature: Signature
 
 
 class DescribeReply(Envelope):
     """Who the site is and what it offers.
 
     ``missing`` has one bit an image of the list (most significant first): 1 where the site lacks the pixels.
-    ``teacher`` is the teacher's card in JSON; ``output`` tells whether its masks are soft or binary.
+    ``teacher`` is the teacher's card in JSON; ``output`` tells whether its masks are soft or binary. ``signer`` is the public
+    key that its answers are signed with.
     """
 
     site: Name
@@ -66,6 +72,7 @@ class DescribeReply(Envelope):
     labels: list[Name]
     teacher: Annotated[str, StringConstraints(max_length=2**16)]
     missing: Blob
+    signer: Key
 
 
 class PredictRequest(Envelope):
@@ -79,11 +86,18 @@ class PredictRequest(Envelope):
 
 
 class PredictReply(Envelope):
-    """Soft masks in the order of ``ids``, each coded as planes of shape (labels, size, size)."""
+    """Soft masks in the order of ``ids``, each coded as planes of shape (labels, size, size).
+
+    ``abstained`` are the images that were asked for and are not answered, now or ever. Where the study has a key, the masks
+    are sealed to it, ``key`` is the answer's own and ``signature`` the site's; else both are empty. See `sealing`.
+    """
 
     site: Name
-    ids: Annotated[list[Digest], Field(min_length=1, max_length=4096)]
-    masks: Annotated[list[Planes], Field(min_length=1, max_length=4096)]
+    ids: Annotated[list[Digest], Field(max_length=4096)]
+    masks: Annotated[list[Planes], Field(max_length=4096)]
+    abstained: Annotated[list[Digest], Field(max_length=4096)]
+    key: Key
+    signature: Signature
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

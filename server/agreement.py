@@ -5,6 +5,8 @@ Of two masks of an image it is their soft Dice, ``2 sum min(a, b) / (sum a + sum
 however wrong, cannot lower an honest site's. (Against the mean of the others they can: a mean with one inverted mask is half
 gray everywhere.) All of it is in whole numbers, ten-thousandths, so it does not depend on the order of answers.
 
+An image from which a site abstained is none of its own: two sites are compared on the images that both answered.
+
 To be cheap it looks at a lattice of about `GRID` x `GRID` pixels of each mask, 4 KB whatever the image's size; these wait until
 their chunk is finished. It needs every site's masks, on that lattice, so it is not possible under secure aggregation.
 """
@@ -26,14 +28,26 @@ WHOLE: Final = 10_000
 FEWEST: Final = 3
 """Sites it takes to say that one stands apart."""
 SHARE: Final = 0.5
+_NOT_MET: Final = WHOLE + 1
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is kept of an answer: ``masks`` uint8 (n, known labels, h, w), and the positions of the labels they are of."""
+    """What is kept of an answer.
+
+    Attributes
+    ----------
+    masks
+        uint8 (n, known labels, h, w).
+    known
+        Positions of the labels they are of.
+    answered
+        bool (n,): on which images it is an answer; all where None.
+    """
 
     masks: SoftMasks
     known: tuple[int, ...]
+    answered: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,10 @@ class Agreement:
     n: int
 
 
-def sample(masks: SoftMasks, known: Sequence[int]) -> Sample:
+def sample(masks: SoftMasks, known: Sequence[int], answered: npt.NDArray[np.bool_] | None = None) -> Sample:
     """Take every so many-th pixel of an answer, uint8 (n, known labels, H, W), in both directions."""
     step = max(1, masks.shape[-1] // GRID)
-    return Sample(np.ascontiguousarray(masks[:, :, step // 2 :: step, step // 2 :: step]), tuple(known))
+    return Sample(np.ascontiguousarray(masks[:, :, step // 2 :: step, step // 2 :: step]), tuple(known), answered)
 
 
 def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
@@ -61,17 +75,19 @@ def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
     Returns
     -------
     dict
-        By site, number of images and the sum of its agreement on them, in ten-thousandths. A site that shares no label with
-        another is not there.
+        By site, number of images and the sum of its agreement on them, in ten-thousandths. A site that shares no label and
+        image with another is not there.
     """
     met: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in samples}
     for (one, ours), (other, theirs) in combinations(samples.items(), 2):
         shared = [label for label in ours.known if label in theirs.known]
         if shared:
             overlap = soft_dice(_labels(ours, shared), _labels(theirs, shared))
+            overlap[~_both_answered(ours, theirs)] = _NOT_MET
             met[one].append(overlap)
             met[other].append(overlap)
-    return {site: (len(found[0]), int(_median(found).sum())) for site, found in met.items() if found}
+    medians = {site: _median(found) for site, found in met.items() if found}
+    return {site: (len(found), int(found.sum())) for site, found in medians.items() if len(found)}
 
 
 def between(
@@ -135,6 +151,18 @@ def _labels(held: Sample, wanted: list[int]) -> SoftMasks:
     return held.masks if list(held.known) == wanted else held.masks[:, [held.known.index(label) for label in wanted]]
 
 
+def _both_answered(ours: Sample, theirs: Sample) -> npt.NDArray[np.bool_]:
+    both = np.ones(len(ours.masks), np.bool_)
+    for held in (ours.answered, theirs.answered):
+        if held is not None:
+            both &= held
+    return both
+
+
 def _median(found: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    ordered = np.sort(np.stack(found), axis=0)
-    return np.asarray((ordered[(len(found) - 1) // 2] + ordered[len(found) // 2]) // 2, np.int64)
+    """The median over a site's partners, of each image that it met any of them on."""
+    ordered = np.sort(np.stack(found), axis=0)  # those that were not met on an image come last
+    partners = (ordered < _NOT_MET).sum(axis=0)
+    images = np.flatnonzero(partners)
+    low, high = (partners[images] - 1) // 2, partners[images] // 2
+    return np.asarray((ordered[low, images] + ordered[high, images]) // 2, np.int64)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from consilium.common import wire
 from consilium.common.catalogue import open_catalogue
-from consilium.common.errors import ConsiliumError, ErrorCode, SettingsError, WireError
+from consilium.common.errors import ConsentError, ConsiliumError, ErrorCode, SettingsError, WireError
 from consilium.common.settings import parse
 from consilium.common.study import Study, from_run_config
 from consilium.server.inquiry import Letter
@@ -136,9 +136,14 @@ def main(grid: Grid, context: Context) -> None:
         with folder.locked():
             folder, run = open_run(Path(root))
             log(INFO, "consilium: study %s (%s) in %s", run.study.name, run.study.digest[:12], folder.root)
-            run.ledger.keep_result("", "failure", "")
+            for kind in ("failure", "awaited"):
+                run.ledger.keep_result("", kind, "")
             try:
                 run_stages(run, GridPost(grid, run.study.sites))
+            except ConsentError as waiting:  # no fault: Flower's run is completed, and the study goes on later
+                run.ledger.keep_result("", "awaited", str(waiting))
+                _report_anyway(run)
+                log(INFO, "consilium: %s", waiting)
             except Exception as error:
                 told = str(error) if isinstance(error, ConsiliumError) else f"{type(error).__name__}: {error}"
                 run.ledger.keep_result("", "failure", told)

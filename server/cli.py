@@ -8,12 +8,12 @@ from enum import StrEnum
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
-from consilium.common.errors import ConsiliumError, DataError, SettingsError
+from consilium.common.errors import ConsentError, ConsiliumError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
 from consilium.server import federation_cli
@@ -22,6 +22,9 @@ from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
+
+AWAITS_CONSENT: Final = 3
+"""Exit status of a study that waits until people at its sites have consented."""
 
 app = typer.Typer(
     help="Hospitals teach one segmentation model through soft masks of shared images.",
@@ -120,21 +123,23 @@ def catalogue_build(
     Killed at any time and started again, it goes on where it was.
     """
     from consilium.common.catalogue import build
-    from consilium.common.identity import fingerprint, load_signing_key, make_signing_key, public_key_of
+    from consilium.common.identity import fingerprint, public_key_of, signing_key
     from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder
+    from consilium.server.seals import offer_key
     from consilium.server.transferal_sets import catalogue_images, parse
 
     if channels not in (1, 3):
         raise SettingsError(f"--channels is 1 or 3; got {channels}")
     console, folder = Console(), RunFolder(run)
     images = catalogue_images(map(parse, sets), size, channels)
-    signing = load_signing_key(key) if key.exists() else make_signing_key(key)
+    signing = signing_key(key)
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.locked(), image_progress(console, "images are packed", len(images)) as show:
         made = build(
             folder.catalogue, name, images, signing, shape=(channels, size, size), workers=workers, on_progress=show
         )
+        offer_key(folder, made.hash, signing)
     console.print(
         f"{len(made)} images ({len(images) - len(made)} repeated) in {made.folder}", highlight=False, soft_wrap=True
     )
@@ -143,6 +148,26 @@ def catalogue_build(
     console.print(f"catalogue hash   {made.hash}", highlight=False, soft_wrap=True)
     console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False, soft_wrap=True)
     console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)
+
+
+@catalogue_app.command("seal", epilog="Example:  consilium catalogue seal runs/study --key coordinator.pem")
+def catalogue_seal(
+    run: RunArgument,
+    key: Annotated[Path, typer.Option(help="the coordinator's Ed25519 signing key, that of the catalogue")],
+) -> None:
+    """Offer the sites a key to seal their soft masks to; for a catalogue that was built without, or whose offer was lost."""
+    from consilium.common.catalogue import open_catalogue
+    from consilium.common.identity import fingerprint, load_signing_key, public_key_of
+    from consilium.server.run_folder import RunFolder
+    from consilium.server.seals import offer_key
+
+    folder, signing = RunFolder(run), load_signing_key(key)
+    catalogue = open_catalogue(folder.catalogue)
+    if public_key_of(signing) != catalogue.signer:
+        raise SettingsError(f"{key} is not the key that signed {folder.catalogue} ({fingerprint(catalogue.signer)})")
+    with folder.locked():
+        public = offer_key(folder, catalogue.hash, signing)
+    Console().print(f"masks are sealed to {fingerprint(public)}", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -162,6 +187,8 @@ def run_study(
 
     The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
+
+    Ends with 3, which is no fault, if too few sites have consented yet: their people see the study and its images now.
     """
     from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
@@ -184,7 +211,7 @@ def status(
 ) -> None:
     """Show where a study is: every stage, every site, and what went wrong.
 
-    Ends with 0 if the study is finished, goes on or has not begun; with 1 if it failed or was interrupted.
+    Ends with 0 if the study is finished, goes on, waits for consent or has not begun; with 1 if it failed or was interrupted.
     """
     from consilium.server.report.progress import follow_status
     from consilium.server.status import WRONG
@@ -394,6 +421,9 @@ def main() -> None:
     """Run the command; an expected error is told in words, without a traceback, and is not 0."""
     try:
         app()
+    except ConsentError as waiting:
+        Console(stderr=True).print(_escaped(str(waiting)), highlight=False, soft_wrap=True)
+        sys.exit(AWAITS_CONSENT)
     except ConsiliumError as error:
         Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, SettingsError | DataError) else 1)

@@ -7,9 +7,12 @@ and asks nobody twice.
 
 A site that breaks the contract or refuses is left out from there on, and named; the study goes on while the quorum holds. One
 that is late, or away for too long, is left out until it is back: then it is asked for the chunks that are still open.
+
+A site may abstain from single images. It has answered their chunk, and counts for its quorum; the images are fused of the other
+sites' masks. One with a label of which too few gave a mask has no pseudo mask, and no student is trained on it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ import numpy.typing as npt
 
 from consilium.common import planes, soft_mask, wire
 from consilium.common.catalogue import Catalogue
-from consilium.common.errors import ErrorCode, StudyError, WireError
+from consilium.common.errors import ConsentError, ErrorCode, StudyError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.server import agreement
@@ -70,7 +73,8 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: Any
+    fused: list[Any]  # a fusion for each image: each has sites of its own
+    given: npt.NDArray[np.int64]  # how many masks of each image and label were folded in
     open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
     samples: dict[str, agreement.Sample] = field(default_factory=dict)
@@ -86,6 +90,8 @@ class Collector:
         Per site, which images of the catalogue it lacks; their pixels travel with the request.
     known
         Per site, the positions of the study's labels it knows: its masks are of those. Each label is known to one at least.
+    unseal
+        Opens a site's answer: its masks in clear, or `WireError`.
     on_chunk
         Told after each finished chunk: images done, images in all.
     on_look
@@ -101,6 +107,7 @@ class Collector:
     missing: Mapping[str, Sequence[bool]]
     known: Mapping[str, Sequence[int]]
     envelope: Mapping[str, str]
+    unseal: Callable[[str, wire.PredictReply], Sequence[bytes]] = lambda _site, reply: reply.masks
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
     on_look: Callable[[set[str]], None] = lambda _connected: None
 
@@ -111,6 +118,7 @@ class Collector:
         ------
         StudyError
             If fewer sites than the quorum of a label are left, or answered a chunk; what was finished stays finished.
+            `ConsentError` if only consent is wanting.
         """
         size, total = self.study.collect.chunk, len(self.catalogue)
         done = self.ledger.finished_chunks()
@@ -119,6 +127,8 @@ class Collector:
         self._sites = set(self.missing)
         self._fusion = method_of(self.study.fusion)
         self._needed = self._quorums()
+        self._least = self._least_masks()
+        self._refused: set[str] = set()
         self._chunks: dict[int, _Chunk] = {}
         self._absent: set[str] = set()
         self._connected = set(self.missing)
@@ -145,7 +155,8 @@ class Collector:
             self._leave_out(outcome.site, error)
         else:
             counted = chunk.answered[outcome.site]
-            self.ledger.answered(outcome.site, outcome.key, len(chunk.ids), *counted, wire.to_bytes(outcome.reply))
+            images = len(outcome.reply.ids)
+            self.ledger.answered(outcome.site, outcome.key, images, *counted, wire.to_bytes(outcome.reply))
             self._take_back({outcome.site})
         self._finish_what_is_whole()
 
@@ -155,8 +166,9 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            chunk = _Chunk(first, ids, self._fusion.init((len(ids), *self.study.mask_shape)))
-            self._chunks[number] = chunk
+            states = [self._fusion.init((1, *self.study.mask_shape)) for _ in ids]
+            given = np.zeros((len(ids), len(self.study.labels)), np.int64)
+            chunk = self._chunks[number] = _Chunk(first, ids, states, given)
             self._fold_what_is_held(number, chunk)
             for site in sorted(self._sites):
                 self._ask(site, number, chunk)
@@ -212,16 +224,20 @@ class Collector:
     def _fold(self, chunk: _Chunk, site: str, reply: wire.PredictReply) -> None:
         if site in chunk.answered:
             return
-        if len(reply.masks) != len(reply.ids) or sorted(reply.ids) != sorted(chunk.ids):
-            raise WireError(ErrorCode.BAD_MASK, "not exactly one mask for each image asked for")
+        if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(chunk.ids):
+            raise WireError(ErrorCode.BAD_MASK, "not exactly one mask, or an abstention, for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}
+        answered = np.isin(chunk.ids, reply.ids)
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
-        masks = np.empty((len(chunk.ids), len(known), size, size), np.uint8)
-        for name, data in zip(reply.ids, reply.masks, strict=True):
+        masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
+        for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        self._fusion.fold(chunk.fused, masks, self.study.fusion.named_weights.get(site, 1), known)
+        for i in np.flatnonzero(answered):  # only now: an answer counts whole or not at all
+            self._fusion.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.named_weights.get(site, 1), known)
+            chunk.given[i, list(known)] += 1
+        self.ledger.abstained(site, [chunk.first + int(i) for i in np.flatnonzero(~answered)])
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
-        chunk.samples[site] = agreement.sample(masks, known)
+        chunk.samples[site] = agreement.sample(masks, known, answered)
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
         chunk.open_sites.discard(site)
 
@@ -234,7 +250,11 @@ class Collector:
         else:
             self._absent.discard(site)
             self._inquiry.drop(site)
-            self.ledger.tell(STAGE, f"left out from here on: {error}", site)
+            if error.code == ErrorCode.NOT_CONSENTED:
+                self._refused.add(site)
+                self.ledger.not_consented(STAGE, site)
+            else:
+                self.ledger.tell(STAGE, f"left out from here on: {error}", site)
         for chunk in self._chunks.values():
             chunk.open_sites.discard(site)
 
@@ -242,7 +262,12 @@ class Collector:
         self._inquiry.drop(key=number)
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        self.pseudo_masks.write(chunk.first, self._fusion.finish(chunk.fused))
+        whole = (chunk.given >= self._least).all(axis=1)
+        fused = np.zeros((len(chunk.ids), *self.study.mask_shape), np.uint8)
+        for i in np.flatnonzero(whole):
+            fused[i] = self._fusion.finish(chunk.fused[i])[0]
+        self.pseudo_masks.write(chunk.first, fused)
+        self.ledger.without_mask([chunk.first + int(i) for i in np.flatnonzero(~whole)])
         self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), agreement.of_chunk(chunk.samples))
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
@@ -252,15 +277,30 @@ class Collector:
         knowing, least = self._knowing(set(self.missing)), self.study.fusion.least_sites
         return [max(min(self.study.collect.quorum or count, count), least) for count in knowing]
 
+    def _least_masks(self) -> npt.NDArray[np.int64]:
+        """How many masks of each label an image needs, int64 (K,): what the fusion needs, and the quorum where it is set.
+
+        Where all sites must answer (quorum 0), an abstention is an answer, and the other sites' masks are enough.
+        """
+        return np.array(
+            self._needed if self.study.collect.quorum else [self.study.fusion.least_sites] * len(self._needed)
+        )
+
     def _knowing(self, sites: set[str]) -> list[int]:
         """How many of some sites know each label."""
         return [sum(label in self.known[site] for site in sites) for label in range(len(self.study.labels))]
 
     def _require_quorums(self, sites: set[str], what: str) -> None:
-        for label, count, needed in zip(self.study.labels, self._knowing(sites), self._needed, strict=True):
+        counts, with_refused = self._knowing(sites), self._knowing(sites | self._refused)
+        for label, count, asked, needed in zip(self.study.labels, counts, with_refused, self._needed, strict=True):
             if count < needed:
                 of = f" that know {label}" if len(self.study.labels) > 1 else ""
-                raise StudyError(self._too_few(f"{count} of the sites{of} {what}, and the quorum is {needed}"))
+                told = f"{count} of the sites{of} {what}, and the quorum is {needed}"
+                raise (
+                    waits_for_consent(self.study, self._refused, told)
+                    if asked >= needed
+                    else StudyError(self._too_few(told))
+                )
 
     def _too_few(self, what: str) -> str:
         faults = [
@@ -273,6 +313,15 @@ class Collector:
                 *dict.fromkeys(faults),
             ]
         )
+
+
+def waits_for_consent(study: Study, sites: Collection[str], told: str) -> ConsentError:
+    """Say that a study waits for people at some sites, and what they do."""
+    return ConsentError(
+        f"{study.name} ({study.digest[:12]}) waits for consent: {', '.join(sorted(sites))}. It was shown there; a person looks "
+        f"at it with `consilium-site review SITE.toml {study.name}` and consents with `consilium-site approve`. Then start the "
+        f"same command again; what was collected is kept. ({told}.)"
+    )
 
 
 def _of_all_labels(masks: SoftMasks, known: Sequence[int], labels: int) -> SoftMasks:

@@ -163,7 +163,7 @@ class Panel:
             if not heard[image].all():
                 silent = self._silent.setdefault(int(image), self._method.init(self._of_one))
                 self._put(silent, masks[image : image + 1], site, known, ~heard[image])
-        sample = agreement.sample(masks, known)
+        sample = agreement.sample(masks, known, answered)
         self._answers[site] = _Answer(sample, given[:, None] & sees, given[:, None] & heard, given)
 
     def _put(self, state: Any, masks: SoftMasks, site: str, known: Sequence[int], chosen: Flags) -> None:

@@ -20,12 +20,13 @@ PAPER_SIZE: Final = 384
 
 
 class Reason(StrEnum):
-    """Why an image is left out; empty where it is kept."""
+    """Why an image is left out; empty where it is kept. One with too few masks has no pseudo mask: nothing is measured."""
 
     KEPT = ""
     FEW_TARGET_PIXELS = "few-target-pixels"
     HIGH_ENTROPY = "high-entropy"
     BOTH = "few-target-pixels+high-entropy"
+    TOO_FEW_MASKS = "too-few-masks"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 import tomli_w
 
-from consilium.common.joining import AUTHORITY, KIT_FACTS, NODE_KEY, SITE_SETTINGS, KitFacts
+from consilium.common.joining import AUTHORITY, KIT_FACTS, NODE_KEY, SITE_POLICY, SITE_SETTINGS, KitFacts
 
 _SITE: Final = """# The settings of site {site} in the federation {federation}. Every key: docs/settings.md of Consilium.
 # Paths are relative to this file's folder. Keys that are left out have their defaults.
@@ -29,14 +29,7 @@ folder = ""             # holds images/ and masks/ with the same file names; "" 
 # size = 384
 # test-share = 0.2      # kept for tests
 
-# What may leave. This is yours to decide; the coordinator proposes nothing here but its own public key.
-[policy]
-actions = ["predict", "evaluate", "fine-tune"]   # remove what must not be asked for
-levels = 256            # levels of a soft mask that leaves: fewer tell less of the teacher, 2 is a binary mask
-max-images = 100000     # images of one study
-mask-budget = 1000000   # soft masks that may ever leave
-# Studies are taken from these signers only. Compare this key with the coordinator's, by telephone or in person.
-trusted-signers = ["{signer}"]
+# What may leave the site is said in policy.toml, beside this file.
 
 # How the SuperNode reaches the coordinator. `consilium-site join` made the key; it never leaves.
 [connection]
@@ -44,6 +37,25 @@ trusted-signers = ["{signer}"]
 # Where ClientApp and teacher meet, on this machine only.
 [gateway]
 address = "unix:gateway.sock"
+"""
+
+_POLICY: Final = """# What may leave the site {site}, whatever its people consent to. Every key: docs/settings.md of Consilium;
+# what each protects against, and what it does not: docs/threat-model.md. It is the hospital's own to decide, and may be
+# another person's file than site.toml. The coordinator proposes nothing here but its own public key; the rest are the defaults.
+
+# Only these signers may show studies. Compare the key with the coordinator's, by telephone or in person. A study that is shown
+# still gets no answer before a person here consents to it: consilium-site review, consilium-site approve.
+trusted-signers = ["{signer}"]
+actions = ["predict", "evaluate", "fine-tune"]   # remove what must never be asked for
+levels = 256            # levels of a soft mask that leaves: fewer tell less of the teacher, 2 is a binary mask
+sealed = true           # masks leave only encrypted to the study's key: who carries them can not read them
+near-duplicate = 0.95   # images that resemble one of the training images more than this are not answered; 1 answers all
+min-images = 10         # least test images behind a Dice that leaves
+max-images = 100000     # images of one study
+mask-budget = 1000000   # soft masks that may ever leave; an image asked again costs nothing
+max-students = 4        # different students of one study that are tested or trained on here
+# studies = ["first"]   # only studies of these names may be shown
+# labels = ["lesion"]   # only these of a study's labels are answered
 """
 
 _README: Final = """# {site} joins {federation}
@@ -58,8 +70,8 @@ No port has to be opened to the inside.
 2. Send {site}/{site}.join to the coordinator. Nothing in it is secret. Compare the key's fingerprint, which the command
    printed, by telephone: the coordinator's command prints it too. The archive itself holds an invitation, good once, until
    {expires}: keep it to yourself.
-3. Look through {site}/site.toml: labels, teacher, data, and [policy], which says what may leave. Then train a teacher, or
-   check one that you have:
+3. Look through {site}/site.toml (labels, teacher, data), and through {site}/policy.toml, which says what may leave. Then
+   train a teacher, or check one that you have:
 
        consilium-site train {site}/site.toml
        consilium-site check {site}/site.toml
@@ -69,8 +81,15 @@ No port has to be opened to the inside.
        consilium-site doctor {site}/site.toml
        consilium-site start {site}/site.toml
 
+5. No study is answered before a person here consents to it. When one was shown, look at it and decide; `revoke` takes the
+   consent back, or declines:
+
+       consilium-site review {site}/site.toml
+       consilium-site review {site}/site.toml STUDY
+       consilium-site approve {site}/site.toml STUDY
+
 To have it started with the machine: `consilium-site.service` (systemd) or `compose.yaml` (Docker); each says how at its
-top. What left the site is written to `audit.jsonl`.
+top. What left the site: `consilium-site audit {site}/site.toml`.
 
 | | |
 |---|---|
@@ -153,6 +172,7 @@ def kit_files(facts: KitFacts, labels: Sequence[str], authority_pem: bytes) -> d
     texts = {
         KIT_FACTS: facts.model_dump_json(by_alias=True, indent=2) + "\n",
         SITE_SETTINGS: _SITE.format(**words),
+        SITE_POLICY: _POLICY.format(**words),
         "README.md": _README.format(**words),
         "consilium-site.service": _SERVICE.format(**words),
         "compose.yaml": _COMPOSE.format(**words),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from consilium.common.errors import StateError
+from consilium.common.errors import ConsentError, StateError, StudyError
 from consilium.server.agreement import WHOLE, Agreement
 
 _SCHEMA: Final = """
@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS answer (
     site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, mask_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (site, chunk)) STRICT;
 CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS abstention (site TEXT NOT NULL, image INTEGER NOT NULL, PRIMARY KEY (site, image)) STRICT;
+CREATE TABLE IF NOT EXISTS without_mask (image INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS ask (
     site TEXT NOT NULL, chunk INTEGER NOT NULL, times INTEGER NOT NULL, asked_at REAL NOT NULL, answered_at REAL,
     PRIMARY KEY (site, chunk)) STRICT;
@@ -40,6 +42,9 @@ CREATE TABLE IF NOT EXISTS seen (site TEXT PRIMARY KEY, at REAL NOT NULL, connec
 CREATE TABLE IF NOT EXISTS result (site TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (site, kind)) STRICT;
 CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 """
+
+
+NOT_CONSENTED: Final = "takes no part: not consented"
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,24 @@ class Ledger:
         )
         return {chunk for (chunk,) in rows}
 
+    def abstained(self, site: str, images: Sequence[int]) -> None:
+        """Record images, by position in the catalogue, that a site does not answer."""
+        self._database.executemany(
+            "INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in images]
+        )
+
+    def abstentions(self, site: str) -> set[int]:
+        """Images, by position in the catalogue, that a site does not answer."""
+        return {image for (image,) in self._database.execute("SELECT image FROM abstention WHERE site = ?", (site,))}
+
+    def without_mask(self, images: Sequence[int]) -> None:
+        """Record images that have no pseudo mask, as too few sites gave a mask of some label."""
+        self._database.executemany("INSERT OR IGNORE INTO without_mask VALUES (?)", [(image,) for image in images])
+
+    def images_without_mask(self) -> set[int]:
+        """Images that have no pseudo mask, by position in the catalogue."""
+        return {image for (image,) in self._database.execute("SELECT image FROM without_mask")}
+
     # --- sites
 
     def site_described(self, site: str, card: str) -> None:
@@ -217,6 +240,21 @@ class Ledger:
     def sites(self) -> dict[str, str]:
         """What each site said of itself."""
         return dict(self._database.execute("SELECT name, card FROM site"))
+
+    def consented(self, stage: str, site: str) -> None:
+        """Record that a site takes part: it has consented."""
+        if site in self.without_consent():
+            self.tell(stage, "takes part: consented", site)
+        self.keep_result(site, "consent", "true")
+
+    def not_consented(self, stage: str, site: str) -> None:
+        """Record that a site takes no part for want of consent, which is no fault of anybody's."""
+        self.keep_result(site, "consent", "false")
+        self.tell(stage, NOT_CONSENTED, site)
+
+    def without_consent(self) -> set[str]:
+        """Sites that have not consented, as far as they were asked."""
+        return {site for site, held in self.results("consent").items() if held == "false"}
 
     def saw(self, connected: Collection[str], absent: Collection[str]) -> None:
         """Record who is connected now, and who is not; of these, when they were seen last stays."""
@@ -278,10 +316,13 @@ class Ledger:
         return str(self._database.execute(query, values).fetchone()[0])
 
 
-def failure_of(path: Path) -> str:
-    """What stopped the study of a ledger, in words; empty if nothing did."""
+def stop_of(path: Path) -> StudyError | None:
+    """What stopped the study of a ledger: a `ConsentError` where it waits for people; None if nothing did."""
     ledger = Ledger.open(path)
     try:
-        return ledger.results("failure").get("", "")
+        failure, awaited = (ledger.results(kind).get("", "") for kind in ("failure", "awaited"))
     finally:
         ledger.close()
+    if failure:
+        return StudyError(failure)
+    return ConsentError(awaited) if awaited else None

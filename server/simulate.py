@@ -24,7 +24,7 @@ from consilium.common.study import RunConfig
 from consilium.server.app import RUN_FOLDER_KEY, main
 from consilium.server.board import STAGE_LABELS, Board, following, measured_memory
 from consilium.server.inline import in_memory_grid
-from consilium.server.ledger import Ledger
+from consilium.server.ledger import Ledger, stop_of
 from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
 from consilium.server.submit import submit_and_wait
@@ -33,6 +33,10 @@ from consilium.server.superlink import SuperLink
 CLIENT_APP: Final = "consilium.clients.app"
 SITE_COMMAND: Final = (sys.executable, "-P", "-m", "consilium.clients.cli")
 DATA_LABEL: Final = "images are read, packed and signed"
+NOBODY_IS_ASKED: Final = (
+    "[bold]NOBODY IS ASKED:[/] the sites of a simulation approve every study by themselves (policy.auto-approve). At a hospital "
+    "a person does (consilium-site review, approve)."
+)
 START_LABEL: Final = STAGE_LABELS["start"]
 
 
@@ -50,6 +54,7 @@ def simulate(settings: SimulatedStudy, root: Path, engine: Engine, console: Cons
     run.create(settings.study)
     start = {"processes": _with_processes, "inline": _inline, "ray": _with_ray}[engine]
     with run.locked(SIMULATION_LOCK), Board(console) as board, measured_memory() as memory:
+        console.print(NOBODY_IS_ASKED, highlight=False, soft_wrap=True)
         began = time.monotonic()
         board.show(DATA_LABEL, 0, 1)
         prepare(run, settings)
@@ -153,6 +158,8 @@ def _inline(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     app = importlib.import_module(CLIENT_APP).app  # by name, as Flower loads it: this side never imports the other
     with in_memory_grid(app, config, settings.sites) as grid:
         main(grid, Context(1, 1, {}, RecordDict(), {RUN_FOLDER_KEY: str(run.root)}))
+    if stop := stop_of(run.ledger):
+        raise stop
 
 
 def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:

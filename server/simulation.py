@@ -18,7 +18,7 @@ from consilium.common.catalogue import Catalogue, CatalogueImage, Pixels, build,
 from consilium.common.datasets import label_folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
-from consilium.common.identity import load_signing_key, make_signing_key
+from consilium.common.identity import signing_key
 from consilium.common.images import image_files, read_image
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings
@@ -26,6 +26,7 @@ from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.pooled_evaluation import write_test_sites
 from consilium.server.run_folder import RunFolder
+from consilium.server.seals import offer_key
 
 Engine = Literal["processes", "ray", "inline"]
 
@@ -66,6 +67,9 @@ class SimulationSettings(Settings):
         0.2, gt=0, lt=1, description="folders and data sets: part of each site's images it tests on"
     )
     test_images: int = Field(25, ge=1, description="phantoms: labelled test images of each site")
+    min_images: int = Field(
+        10, ge=1, description="the sites' policy.min-images: least images behind a metric they send"
+    )
     training_at_a_time: int = Field(2, ge=1, description="teachers trained side by side")
     sites: dict[Name, SimulatedSite]
 
@@ -144,6 +148,7 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
 
     What is there already is kept, so that an interrupted simulation goes on.
     """
+    key_file = run.root / "coordinator" / "signing.pem"
     if not (run.catalogue / "manifest.json").exists():
         data = read_data(settings)
         for name, site in data.sites.items():
@@ -163,10 +168,10 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
             for source, image in data.transferal:
                 yield CatalogueImage(image, source)
 
-        key_file = run.root / "coordinator" / "signing.pem"
-        key = load_signing_key(key_file) if key_file.exists() else make_signing_key(key_file)
-        build(run.catalogue, settings.name, images(), key)
+        build(run.catalogue, settings.name, images(), signing_key(key_file))
     catalogue = open_catalogue(run.catalogue)
+    if not run.sealing_offer.exists():
+        offer_key(run, catalogue.hash, signing_key(key_file))
     for name in settings.sites:
         path = site_home(run, name) / "site.toml"
         path.write_text(tomli_w.dumps(site_toml(settings, name, catalogue.signer)), "utf-8")
@@ -192,7 +197,12 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
         "training": site.training.model_dump(mode="json", by_alias=True)
         | {"seed": settings.seed + settings.sites.index(name)},
         "data": {"packed": "data", "size": settings.image.size, "channels": settings.image.channels},
-        "policy": {"trusted-signers": [signer.hex()]},
+        # There is nobody to ask. A hospital's own policy leaves auto-approve out.
+        "policy": {
+            "trusted-signers": [signer.hex()],
+            "auto-approve": True,
+            "min-images": settings.simulation.min_images,
+        },
     }
 
 

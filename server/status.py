@@ -8,22 +8,28 @@ from typing import Any, Final
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode
 from consilium.common.study import Study
-from consilium.server.ledger import Ledger, Stage
+from consilium.server.ledger import NOT_CONSENTED, Ledger, Stage
 from consilium.server.run_folder import RunFolder
 
 WRONG: Final = frozenset({"failed", "interrupted"})
 """States that are not as they should be: `consilium status` ends with 1."""
-REFUSALS: Final = tuple(
-    map(str, (ErrorCode.NOT_CONSENTED, ErrorCode.BAD_SIGNATURE, ErrorCode.REFUSED_BY_POLICY, ErrorCode.NO_DATA))
-)
+REFUSALS: Final = tuple(map(str, (ErrorCode.BAD_SIGNATURE, ErrorCode.REFUSED_BY_POLICY, ErrorCode.NO_DATA)))
 """Codes by which a site says that it does not want to, or has nothing to do it with."""
-TERMINAL: Final = frozenset({"finished", "failed", "interrupted"})
+TERMINAL: Final = frozenset({"finished", "failed", "interrupted", "awaits-consent"})
 """States in which nothing more happens unless someone starts the study (again)."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a study is: ``word`` is finished, failed or unfinished; ``told`` says what stopped it or is still to do."""
+    """How far a study is.
+
+    Attributes
+    ----------
+    word
+        finished, failed, awaits-consent or unfinished.
+    told
+        What stopped it, what it waits for, or what is still to do.
+    """
 
     word: str
     told: str
@@ -40,6 +46,8 @@ def state_of(folder: RunFolder, study: Study, ledger: Ledger) -> State:
         return State("finished", "")
     if failure := ledger.results("failure").get("", ""):
         return State("failed", failure)
+    if awaited := ledger.results("awaited").get("", ""):
+        return State("awaits-consent", awaited)
     return State(
         "unfinished", f"Still to do, or under way: {', '.join(open_stages)}. The same command goes on from here."
     )
@@ -59,7 +67,7 @@ def status(root: Path) -> dict[str, Any]:
     if not folder.ledger.exists():
         word = "running" if in_use else "not-begun"
         sites = {site: _site(site, study, None, in_use) for site in study.sites}
-        return {"study": study.name, "status": word, "failure": None, "stages": {}, "sites": sites}
+        return {"study": study.name, "status": word, "failure": None, "awaits": None, "stages": {}, "sites": sites}
     ledger = Ledger.open(folder.ledger)
     try:
         state = state_of(folder, study, ledger)
@@ -73,6 +81,7 @@ def status(root: Path) -> dict[str, Any]:
             "study": study.name,
             "status": word,
             "failure": state.told if word == "failed" else None,
+            "awaits": state.told if word == "awaits-consent" else None,
             "stages": {stage.name: _stage(stage) for stage in ledger.stages()},
             "sites": {site: _site(site, study, ledger, in_use) for site in study.sites},
         }
@@ -97,7 +106,7 @@ def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict
             "connected": None,
             "last_seen": None,
             "describe": "waiting",
-            "images": {"answered": 0, "total": None},
+            "images": {"answered": 0, "abstained": 0, "total": None},
             "evaluate": "waiting",
             "fine_tune": "waiting" if tunes else None,
             "bytes_sent": 0,
@@ -109,7 +118,14 @@ def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict
     seen, connected = ledger.seen().get(site, (None, None))
     sent, received = ledger.traffic().get(site, (0, 0))
 
+    without_consent = site in ledger.without_consent()
+
+    def refused_in(stage: str) -> bool:
+        return any(event.stage == stage and event.text == NOT_CONSENTED for event in events)
+
     def visited(stage: str, answered: bool) -> str:
+        if without_consent and (stage == "describe" or (refused_in(stage) and not answered)):
+            return "not consented"
         if answered:
             return "done"
         if stage not in stages:
@@ -124,6 +140,7 @@ def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict
         "describe": visited("describe", site in ledger.sites()),
         "images": {
             "answered": ledger.answered_images().get(site, 0),
+            "abstained": len(ledger.abstentions(site)),
             "total": stages["collect"].total if "collect" in stages else None,
         },
         "evaluate": visited("evaluate", site in ledger.results("evaluate")),

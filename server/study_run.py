@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common import labels, soft_mask, wire
+from consilium.common import labels, planes, soft_mask, wire
 from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
@@ -30,11 +31,12 @@ from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
 from consilium.server import agreement, exclusion, pooled_evaluation, weighting
-from consilium.server.collect import Collector, Watched
+from consilium.server.collect import Collector, Watched, waits_for_consent
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import Scored
 from consilium.server.run_folder import MaskFile, RunFolder
+from consilium.server.seals import Seals
 
 if TYPE_CHECKING:
     from consilium.common.training.loop import Progress
@@ -78,6 +80,7 @@ class StudyRun:
         site_masks = MaskFile(self.folder.site_masks, rows, shape, holds_masks=collected)
         self.watched = Watched(watched, self.study.sites, site_masks)
         self.envelope = {"study": self.study.digest, "catalogue": self.catalogue.hash}
+        self.seals = Seals(self.folder, self.catalogue.hash)
 
     # --- stages that ask the sites
 
@@ -94,6 +97,8 @@ class StudyRun:
                     manifest=self.catalogue.manifest_bytes,
                     signature=self.catalogue.signature,
                     signer=self.catalogue.signer,
+                    sealing_key=self.seals.key,
+                    sealing_signature=self.seals.signature,
                 )
 
             inquiry = self._inquiry(post, wire.DescribeReply, "describe")
@@ -101,9 +106,11 @@ class StudyRun:
                 if site in connected:
                     inquiry.ask(site, 0, request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
+            waiting: list[str] = []
             for outcome in self._outcomes(inquiry, "describe", _import_torch):
                 reply = outcome.reply
                 if isinstance(reply, WireError):
+                    waiting += [outcome.site] if reply.code == ErrorCode.NOT_CONSENTED else []
                     continue
                 try:
                     known = [self.study.labels[place] for place in labels.positions(self.study.labels, reply.labels)]
@@ -111,15 +118,23 @@ class StudyRun:
                         raise WireError(
                             ErrorCode.BAD_MESSAGE, f"its teacher knows none of {', '.join(self.study.labels)}"
                         )
+                    self.seals.pin(outcome.site, reply.signer)
                     card = _teacher_card(reply.teacher)
                     missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
+                self.ledger.consented("describe", outcome.site)
                 self.ledger.site_described(
                     outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
                 )
                 self.tell("describe", len(missing), len(self.study.sites))
+            self._offer(post, waiting)
+            if len(missing) < self.study.quorum <= len(missing) + len(waiting):
+                told = (
+                    f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is {self.study.quorum}"
+                )
+                raise waits_for_consent(self.study, waiting, told)
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
                 raise StudyError(
@@ -131,8 +146,45 @@ class StudyRun:
                         ]
                     )
                 )
-            self._require_every_label(missing)
+            try:
+                self._require_every_label(missing)
+            except StudyError as error:
+                raise waits_for_consent(self.study, waiting, str(error)) if waiting else error from None
         return missing
+
+    def _offer(self, post: Post, sites: list[str]) -> None:
+        """Send the images, once, to sites that have not consented: their people look at them before they decide."""
+        new = [site for site in sites if site not in self.ledger.results("offered")]
+        size, images = self.study.collect.chunk, self.catalogue.manifest.images
+        inquiry = self._inquiry(post, wire.PredictReply, "describe")
+        todo = deque((site, first) for first in range(0, len(images), size) for site in new)
+
+        def request(first: int) -> Callable[[], wire.PredictRequest]:
+            return lambda: wire.PredictRequest(
+                **self.envelope,
+                ids=[entry.id for entry in images[first : first + size]],
+                pixels=[planes.encode(pixels) for pixels in self.catalogue.pixels[first : first + size]],
+            )
+
+        def send_next() -> None:
+            if todo:
+                site, first = todo.popleft()
+                inquiry.ask(site, first, request(first), self.study.collect.deadline_s)
+
+        arrived: dict[str, int] = Counter()
+        for _ in range(self.study.collect.chunks_in_flight * len(new)):
+            send_next()
+        for outcome in inquiry.outcomes():
+            self.ledger.moved(outcome.site, "predict", outcome.received, outcome.sent)
+            if not isinstance(outcome.reply, WireError) or outcome.reply.code == ErrorCode.NOT_CONSENTED:
+                arrived[outcome.site] += 1  # one that consents meanwhile answers; it takes part from the next start on
+            else:
+                todo = deque(entry for entry in todo if entry[0] != outcome.site)
+                inquiry.drop(outcome.site)
+            send_next()
+        for site in new:
+            if arrived[site] == -(-len(images) // size):
+                self.ledger.keep_result(site, "offered", self.catalogue.hash)
 
     def known_labels(self, site: str) -> tuple[int, ...]:
         """Positions of the study's labels that a site's masks are of, as it described itself."""
@@ -155,6 +207,7 @@ class StudyRun:
                 missing=missing,
                 known={site: self.known_labels(site) for site in missing},
                 envelope=self.envelope,
+                unseal=self.seals.open,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
                 on_look=self._look("collect"),
             ).run()
@@ -200,6 +253,8 @@ class StudyRun:
         reasons = exclusion.reasons(
             found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
         )
+        for image in self.ledger.images_without_mask():
+            reasons[image] = exclusion.Reason.TOO_FEW_MASKS
         return found, reasons
 
     def distill(self, kept: npt.NDArray[np.int64]) -> None:
@@ -256,11 +311,20 @@ class StudyRun:
             return
         with self._stage("test"):
             indices, truth = self.test_images()
+            fused = ~np.isin(indices, list(self.ledger.images_without_mask()))
+            if not fused.all():
+                told = f"{np.count_nonzero(~fused)} test images are not scored: too few sites gave a mask"
+                self.ledger.tell("test", told)
+                indices, truth = indices[fused], truth[fused]
+            if not len(indices):
+                return
             place = np.searchsorted(self.watched.indices, indices)
             chunks = {int(i) // self.study.collect.chunk for i in indices}
             scored: list[Scored] = []
             for site in self.ledger.answers():
-                if not chunks <= self.ledger.answered_chunks(site):
+                if not chunks <= self.ledger.answered_chunks(site) or self.ledger.abstentions(site) & set(
+                    indices.tolist()
+                ):
                     self.ledger.tell("test", "not scored: it did not answer every test image", site)
                     continue
                 scored.append(Scored("teacher", site, self.watched.of(site)[place], self.known_labels(site)))
@@ -413,7 +477,10 @@ class StudyRun:
         for outcome in inquiry.outcomes(meanwhile):
             self.ledger.moved(outcome.site, stage, outcome.received, outcome.sent)
             if isinstance(outcome.reply, WireError):
-                self.ledger.tell(stage, str(outcome.reply), outcome.site)
+                if outcome.reply.code == ErrorCode.NOT_CONSENTED:
+                    self.ledger.not_consented(stage, outcome.site)
+                else:
+                    self.ledger.tell(stage, str(outcome.reply), outcome.site)
             yield outcome
 
     def _keep_score(self, site: str, kind: str, masks: SoftMasks, truth: npt.NDArray[np.uint8]) -> None:

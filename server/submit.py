@@ -17,7 +17,7 @@ from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
 from consilium.server.coordinator import attach
-from consilium.server.ledger import failure_of
+from consilium.server.ledger import stop_of
 from consilium.server.provision import open_federation, utc_now
 from consilium.server.run_folder import RunFolder
 from consilium.server.superlink import SuperLink
@@ -43,9 +43,9 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     SettingsError
         If catalogue and study do not fit together.
     StudyError
-        What stopped the study.
+        What stopped the study; `ConsentError` if it waits for people at sites.
     """
-    run = _prepared(study, root)
+    run = _prepared(study, root, console)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
     config = f"{RUN_FOLDER_KEY}={json.dumps(str(run.root))}"
     number = str(_flwr("run", str(bundle), *([superlink] if superlink else []), "--run-config", config)["run-id"])
@@ -55,10 +55,10 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
             if listed["status"].startswith("finished"):
                 break
             time.sleep(POLL_S)
+    if stop := stop_of(run.ledger):
+        raise stop
     if listed["status"] != "finished:completed":
-        raise StudyError(
-            failure_of(run.ledger) or f"the run ended as {listed['status']}; `flwr log {number}` shows why"
-        )
+        raise StudyError(f"the run ended as {listed['status']}; `flwr log {number}` shows why")
 
 
 def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Console) -> None:
@@ -78,7 +78,7 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
     MachineError
         If no coordinator runs on the folder.
     StudyError
-        What stopped the study.
+        What stopped the study; `ConsentError` if it waits for people at sites.
     """
     federation = open_federation(folder)
     federation.require_sites(study.sites, utc_now())
@@ -90,7 +90,7 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
             f"({signer[:16]}...): build it with --key {federation.signing_key}, into a new run folder"
         )
     with attach(federation) as link:
-        run = _prepared(study, root)
+        run = _prepared(study, root, console)
         _wait_until_free(run, console)
         with Board(console) as board, following(board, run.ledger):
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
@@ -109,9 +109,10 @@ def submit_and_wait(run: RunFolder, link: SuperLink, config: RunConfig, *, virtu
     log = run.root / "log"
     log.mkdir(exist_ok=True)
     (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
+    if stop := stop_of(run.ledger):
+        raise stop
     if not status.completed:
-        told = failure_of(run.ledger)
-        raise StudyError(told or f"the ServerApp failed: {status.details}\nIts log is in {log}")
+        raise StudyError(f"the ServerApp failed: {status.details}\nIts log is in {log}")
 
 
 def _wait_until_free(run: RunFolder, console: Console) -> None:
@@ -131,7 +132,7 @@ def _wait_until_free(run: RunFolder, console: Console) -> None:
         time.sleep(0.5)
 
 
-def _prepared(study: Study, root: Path) -> RunFolder:
+def _prepared(study: Study, root: Path, console: Console) -> RunFolder:
     """The run folder with the study's settings frozen in it, once they fit its catalogue."""
     run = RunFolder(root)
     manifest = open_catalogue(run.catalogue).manifest
@@ -141,6 +142,13 @@ def _prepared(study: Study, root: Path) -> RunFolder:
             f"study asks for {study.image.size} and {study.image.channels}: build the catalogue again, or change the study"
         )
     run.create(study)
+    if not run.sealing_offer.exists():
+        console.print(
+            f"{run.catalogue} offers no key to seal soft masks to: sites whose policy asks for one refuse, the others' masks "
+            f"travel in clear. `consilium catalogue seal {run.root} --key KEY` makes one.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return run
 
 

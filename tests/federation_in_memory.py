@@ -59,7 +59,15 @@ class FederationInMemory:
         rows = list(self.known.get(site, range(self.shape[0])))
         masks = [soft_mask.encode(self.masks.get(site, mask_of(site, name, self.shape))[rows]) for name in request.ids]
         return wire.PredictReply(
-            study=request.study, catalogue=request.catalogue, site=site, ids=request.ids, masks=masks, seconds=0.1
+            study=request.study,
+            catalogue=request.catalogue,
+            site=site,
+            ids=request.ids,
+            masks=masks,
+            abstained=[],
+            key=b"",
+            signature=b"",
+            seconds=0.1,
         )
 
     def receive(self) -> list[Letter]:
@@ -119,6 +127,18 @@ def changed(**changes: object) -> Behaviour:
     return behave
 
 
+def abstaining(*images: str) -> Behaviour:
+    """An honest reply without some images."""
+
+    def behave(_request: wire.PredictRequest, reply: wire.PredictReply) -> RecordDict:
+        kept = [(name, mask) for name, mask in zip(reply.ids, reply.masks, strict=True) if name not in images]
+        gone = [name for name in reply.ids if name in images]
+        values = {"ids": [name for name, _ in kept], "masks": [mask for _, mask in kept], "abstained": gone}
+        return wire.to_record(reply.model_copy(update=values))
+
+    return behave
+
+
 def encoded(*masks: np.ndarray) -> list[bytes]:
     return [soft_mask.encode(mask) for mask in masks]
 
@@ -135,6 +155,10 @@ HOSTILE: dict[str, Behaviour] = {
     "bytes that are no mask": changed(masks=lambda reply: [b"nonsense"] * len(reply.ids)),
     "a mask that expands without end": changed(
         masks=lambda reply: encoded(*[np.zeros((1, 3000, 3000), np.uint8)] * len(reply.ids))
+    ),
+    "an image both answered and not": changed(abstained=lambda reply: reply.ids[:1]),
+    "an abstention nobody asked for": changed(
+        ids=lambda reply: reply.ids[1:], masks=lambda reply: reply.masks[1:], abstained=["f" * 64]
     ),
     "floats in place of bytes": changed(masks=lambda reply: [0.5] * len(reply.ids)),
     "seconds that are not a number": changed(seconds=float("nan")),

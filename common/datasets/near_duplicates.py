@@ -35,8 +35,17 @@ def groups(images: Pixels) -> list[str]:
     -------
     A group's number, as text, for each image; numbered in order of appearance.
     """
-    pictures = (Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)) for image in images)
-    return components(pairs(np.stack([thumbnail(picture) for picture in pictures])), len(images))
+    return components(pairs(thumbnails(images)), len(images))
+
+
+def thumbnails(images: Pixels) -> Pixels:
+    """Make the thumbnails, uint8 (n, 64, 64), of images uint8 (n, C, H, W)."""
+    made = np.empty((len(images), THUMBNAIL, THUMBNAIL), np.uint8)
+    for i, image in enumerate(images):
+        made[i] = thumbnail(
+            Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+        )
+    return made
 
 
 def thumbnail(picture: Image.Image) -> Pixels:
@@ -66,6 +75,24 @@ def pairs(thumbnails: Pixels) -> Pairs:
             found.append(near[near[:, 0] < near[:, 1]])
     every = np.concatenate(found)
     return every[np.lexsort((every[:, 1], every[:, 0]))]
+
+
+def closest(thumbnails: Pixels, others: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Find, for each of n thumbnails, the most similar of at least one others.
+
+    Returns
+    -------
+    Their correlation, float32 (n,), and the position of the other, int64 (n,).
+    """
+    rows = _unit(thumbnails)
+    best, where = np.full(len(rows), -np.inf, np.float32), np.zeros(len(rows), np.int64)
+    for first in range(0, len(others), _BLOCK):
+        found = rows @ _unit(others[first : first + _BLOCK]).T
+        place = found.argmax(axis=1)
+        value = found[np.arange(len(rows)), place]
+        better = value > best
+        best[better], where[better] = value[better], first + place[better]
+    return best, where
 
 
 def components(linked: Pairs, count: int) -> list[str]:

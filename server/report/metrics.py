@@ -62,6 +62,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
         "labels": list(run.study.labels),
         "status": state.word,
         "failure": state.told if state.word == "failed" else None,
+        "awaits": state.told if state.word == "awaits-consent" else None,
         "study_digest": run.study.digest,
         "catalogue_hash": run.catalogue.hash,
         "sites": {site: site_metrics(site) for site in run.study.sites},

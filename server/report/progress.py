@@ -22,6 +22,7 @@ WORDS: Final = {
     "running": "is going on",
     "interrupted": "was interrupted: nobody works on it. Start the same command again; it goes on from here",
     "failed": "failed",
+    "awaits-consent": "waits for consent",
     "finished": "is finished",
 }
 
@@ -66,8 +67,8 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
 def console_status(told: Mapping[str, Any]) -> Group:
     """Lay out what `status` gave: state, stages, sites, and each site's last event."""
     parts: list[RichTable | Text] = [Text(f"Study {told['study']} {WORDS[told['status']]}.", style="bold")]
-    if told["failure"]:
-        parts.append(Text(told["failure"]))
+    if held_up := told["failure"] or told["awaits"]:
+        parts.append(Text(held_up))
     if told["stages"]:
         parts += [Text(""), rich_table(_stages(told["stages"]))]
     parts += [Text(""), rich_table(_sites(told["sites"]))]
@@ -94,6 +95,7 @@ def _sites(sites: Mapping[str, Any]) -> Table:
     def row(name: str, held: Mapping[str, Any]) -> tuple[Cell, ...]:
         images = held["images"]
         answered = NONE if images["total"] is None else f"{images['answered']:,} of {images['total']:,}"
+        answered += f", not {images['abstained']:,}" if images["abstained"] else ""
         here = {True: "connected", False: "away", None: NONE}[held["connected"]]
         words = (name, here, _ago(held["last_seen"]), held["describe"], held["evaluate"], held["fine_tune"] or NONE)
         return tuple(map(Cell, (*words, answered, bytes_text(held["bytes_sent"]), bytes_text(held["bytes_received"]))))

@@ -37,6 +37,7 @@ REASONS: Final = {
     "few-target-pixels": "too few target pixels",
     "high-entropy": "gray-level entropy too high",
     "few-target-pixels+high-entropy": "both: too few target pixels, entropy too high",
+    "too-few-masks": "too few sites gave a mask",
 }
 _STAGES: Final = {
     "data": "images are read, packed and signed",

@@ -59,9 +59,17 @@ def done(name: str, *arguments: str | Path) -> str:
     return ended.stdout
 
 
-def faults(name: str, *arguments: str | Path) -> dict[str, str]:
+def findings(status: str, name: str, *arguments: str | Path) -> dict[str, str]:
     told = json.loads(command(name, *arguments, "--json").stdout)
-    return {found["what"]: found["said"] for found in told["findings"] if found["status"] == "wrong"}
+    return {found["what"]: found["said"] for found in told["findings"] if found["status"] == status}
+
+
+def faults(name: str, *arguments: str | Path) -> dict[str, str]:
+    return findings("wrong", name, *arguments)
+
+
+def notes(name: str, *arguments: str | Path) -> dict[str, str]:
+    return findings("note", name, *arguments)
 
 
 def move_in(finished: Path, home: Path) -> None:
@@ -72,6 +80,8 @@ def move_in(finished: Path, home: Path) -> None:
     trained, joined = read_toml(source / "site.toml"), read_toml(home / "site.toml")
     own = {key: trained[key] for key in ("teacher", "training", "data")}
     (home / "site.toml").write_text(tomli_w.dumps(joined | own))
+    policy = read_toml(home / "policy.toml") | {"min-images": 1}  # it tests on six
+    (home / "policy.toml").write_text(tomli_w.dumps(policy))
 
 
 def run_folder(finished: Path, folder: Path, key: Path) -> Path:
@@ -114,9 +124,23 @@ def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
 
     folder = run_folder(finished, tmp_path / "run", federation / "signing.pem")
     (tmp_path / "study.toml").write_text(tomli_w.dumps(one_site().study.model_dump(mode="json", by_alias=True)))
+    done("consilium", "catalogue", "seal", folder, "--key", federation / "signing.pem")
+    shown = command("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
+    assert (shown.returncode, "waits for consent: north" in shown.stderr) == (3, True)
+    told = json.loads(done("consilium", "status", folder, "--json"))
+    assert (told["status"], told["sites"]["north"]["describe"]) == ("awaits-consent", "not consented")
+    assert "tiny" in notes("consilium-site", "doctor", home / "site.toml")["consent"]
+    images = len(json.loads((folder / "catalogue" / "manifest.json").read_text())["images"])
+    assert f"{images} of {images}" in done("consilium-site", "review", home / "site.toml")
+    looked = done("consilium-site", "review", home / "site.toml", "tiny")
+    assert f"{images} of {images} images are here" in looked
+    done("consilium-site", "approve", home / "site.toml", "tiny")
     done("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
     for name in FACTS:
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert f" {images} " in done("consilium-site", "audit", home / "site.toml")
+    done("consilium-site", "revoke", home / "site.toml", "tiny")
+    assert "revoked" in done("consilium-site", "review", home / "site.toml")
 
     done("consilium", "federation", "revoke", federation, "north")
     coordinator.wait_until(lambda: "north is let in no more" in coordinator.tail(), 30)

@@ -87,8 +87,10 @@ def flwr(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
 
 
 def run_folder(finished: Path, folder: Path) -> Path:
-    """A run folder that holds the catalogue alone."""
+    """A run folder that holds the catalogue and the study's key alone."""
     shutil.copytree(finished / "catalogue", folder / "catalogue")
+    for name in ("sealing.pem", "sealing.json"):
+        shutil.copy(finished / name, folder / name)
     return folder
 
 

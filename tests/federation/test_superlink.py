@@ -164,6 +164,30 @@ def test_bytes_come_back_unchanged_from_sites_known_by_name_and_key(federation: 
     assert "Jane Doe" in (federation.folder / "north" / "log" / "clientapp.log").read_text()
 
 
+def test_a_bundle_that_ships_the_package_and_the_client_app_itself_runs_neither_at_a_site(
+    federation: Federation, tmp_path: Path
+) -> None:
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        {"mode": "echo", "out": ""},
+        server_app="consilium_test_server:app",
+        client_app="consilium_test_client:app",
+    )
+    stolen = tmp_path / "stolen"
+    leave_a_mark = f"from pathlib import Path\nPath({str(stolen)!r}).touch()\n"
+    for name in ("consilium/__init__.py", "consilium/clients/__init__.py", "consilium/clients/app.py"):
+        path = bundle / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(leave_a_mark)
+    (bundle / "consilium_test_client.py").write_text(leave_a_mark + CLIENT_APP)
+    out = tmp_path / "echo.json"
+    run = federation.link.submit(bundle, {"mode": "echo", "out": str(out)})
+    status = federation.link.wait(run, 60)
+    assert status.completed, federation.link.run_log(run)
+    assert json.loads(out.read_text())["said"] == {"north": "north", "south": "south"}
+    assert not stolen.exists()
+
+
 def test_a_server_app_that_raises_ends_as_failed_and_its_log_says_why(federation: Federation) -> None:
     run = federation.submit("fail")
     status = federation.link.wait(run, 60)

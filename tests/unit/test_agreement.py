@@ -50,6 +50,33 @@ def test_only_labels_that_both_know_are_compared_and_a_site_alone_has_none() -> 
     assert of_chunk(samples) == {"both": (1, WHOLE), "one": (1, WHOLE)}
 
 
+def test_two_sites_are_compared_on_images_that_both_answered_and_on_no_others() -> None:
+    """Of three images: a and b agree on the first; a and c do not on the second; nobody else answered the third."""
+    held = np.array([255, 0, 255, 0, 255, 0], np.uint8).reshape(3, 1, 1, 2)
+    upside = held[..., ::-1].copy()
+
+    def answer(masks: np.ndarray, *images: bool) -> Sample:
+        return Sample(masks, (0,), np.array(images))
+
+    found = of_chunk({
+        "a": answer(held, True, True, True), "b": answer(held, True, False, False), "c": answer(upside, False, True, False)
+    })  # fmt: skip
+    assert found == {"a": (2, WHOLE), "b": (1, WHOLE), "c": (1, 0)}
+    assert of_chunk({"a": answer(held, True, False, False), "b": answer(held, False, True, True)}) == {}
+
+
+@given(st.integers(0, 10**6))
+def test_abstaining_from_images_is_as_if_they_were_not_there_for_that_site(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = rng.integers(0, 256, (4, 3, 1, 4, 4)).astype(np.uint8)
+    answered = rng.random((4, 3)) < 0.6
+    together = of_chunk({str(i): Sample(masks[i], (0,), answered[i]) for i in range(4)})
+    alone = [of_chunk({str(i): Sample(masks[i, [n]], (0,)) for i in np.flatnonzero(answered[:, n])}) for n in range(3)]
+    for site in map(str, range(4)):
+        parts = [found[site] for found in alone if site in found]
+        assert together.get(site, (0, 0)) == (sum(n for n, _ in parts), sum(total for _, total in parts))
+
+
 @given(st.integers(0, 10**6), st.permutations("abcd"))
 def test_the_order_of_sites_does_not_matter(seed: int, order: list[str]) -> None:
     rng = np.random.default_rng(seed)

@@ -18,12 +18,17 @@ SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105
 ENVELOPE = {"study": "a" * 64, "catalogue": "b" * 64}
 EXCHANGES: list[tuple[wire.Envelope, wire.Envelope]] = [
     (
-        wire.DescribeRequest(**ENVELOPE, settings='name = "x"', manifest=b"{}", signature=b"s", signer=b"k"),
-        wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b""),
+        wire.DescribeRequest(
+            **ENVELOPE, settings='name = "x"', manifest=b"{}", signature=b"s", signer=b"k", sealing_key=b"",
+            sealing_signature=b"",
+        ),
+        wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b"", signer=b""),
     ),
     (
         wire.PredictRequest(**ENVELOPE, ids=["c" * 64], pixels=[]),
-        wire.PredictReply(**ENVELOPE, site="north", ids=["c" * 64], masks=[b"\0\1"], seconds=0.25),
+        wire.PredictReply(
+            **ENVELOPE, site="north", ids=["c" * 64], masks=[b"\0\1"], abstained=[], key=b"", signature=b"", seconds=0.25,
+        ),
     ),
     (
         wire.EvaluateRequest(**ENVELOPE, card="{}", weights=b"w"),
@@ -68,7 +73,9 @@ def test_an_error_is_a_code_and_nothing_else(said: object, code: str) -> None:
     assert len(content) == 1
 
 
-@pytest.mark.parametrize("content", [RecordDict(), RecordDict({wire.RECORD: ConfigRecord({"protocol": 1})})])
+@pytest.mark.parametrize(
+    "content", [RecordDict(), RecordDict({wire.RECORD: ConfigRecord({"protocol": wire.PROTOCOL})})]
+)
 def test_content_that_is_no_message_is_answered_with_a_code(content: RecordDict) -> None:
     answer = client_app.answer(OneAnswer(None), wire.PredictRequest, content)
     assert answer.config_records[wire.ERROR_RECORD] == {"code": "bad-message"}
@@ -108,7 +115,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 class Site:
     def predict(self, request):
         return wire.PredictReply(study=request.study, catalogue=request.catalogue, site="north", ids=request.ids,
-                                 masks=[b"mask"], seconds=0.0)
+                                 masks=[b"mask"], abstained=[], key=b"", signature=b"", seconds=0.0)
 
 request = wire.PredictRequest(study="a" * 64, catalogue="b" * 64, ids=["c" * 64], pixels=[])
 with serve(Site(), "unix:" + sys.argv[1] + "/s") as gateway:

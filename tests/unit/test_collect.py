@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from consilium.common import catalogue, planes, wire
-from consilium.common.errors import ErrorCode, MachineError, StudyError
+from consilium.common.errors import ConsentError, ErrorCode, MachineError, StudyError
 from consilium.common.identity import make_signing_key
 from consilium.common.settings import parse
 from consilium.common.study import Study
@@ -15,7 +15,7 @@ from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Inquiry, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
-from tests.federation_in_memory import HOSTILE, FederationInMemory, honest, mask_of
+from tests.federation_in_memory import HOSTILE, FederationInMemory, abstaining, honest, mask_of
 
 SIZE, COUNT, CHUNK = 32, 10, 4
 SITES = ("east", "north", "west")
@@ -259,3 +259,88 @@ def test_the_quorum_counts_for_each_label_among_those_that_know_it(
     case.federation.behaviours["west"] = honest
     case.collect()
     assert (case.masks.read()[:, 1] == mean_of(case, 1, "north", "west")).all()
+
+
+# ---- abstentions
+
+
+def test_an_image_that_a_site_abstains_from_is_the_mean_of_the_others(case: Case) -> None:
+    """West abstains from the third image, east and west from the sixth; both still count for the quorum of three."""
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours |= {"west": abstaining(ids[2], ids[5]), "east": abstaining(ids[5])}
+    case.collect()
+    masks = case.masks.read()
+    others = [i for i in range(COUNT) if i not in (2, 5)]
+    assert (masks[others] == case.expected(*SITES)[others]).all()
+    assert (masks[2] == case.expected("east", "north")[2]).all()
+    assert (masks[5] == case.expected("north")[5]).all()
+    assert case.ledger.finished_chunks() == {0: 3, 1: 3, 2: 3}
+    assert (case.ledger.abstentions("west"), case.ledger.abstentions("north")) == ({2, 5}, set())
+    assert {site: held[0] for site, held in case.ledger.answers().items()} == {"east": 9, "north": 10, "west": 8}
+    assert not case.events()
+
+
+def test_an_image_that_nobody_answers_has_no_pseudo_mask_and_is_named(case: Case) -> None:
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours = {site: abstaining(ids[4], ids[8], ids[9]) for site in SITES}
+    case.collect()
+    assert case.ledger.images_without_mask() == {4, 8, 9}
+    assert not case.masks.read()[[4, 8, 9]].any()
+    rest = [i for i in range(COUNT) if i not in (4, 8, 9)]
+    assert (case.masks.read()[rest] == case.expected(*SITES)[rest]).all()
+
+
+def test_an_image_with_fewer_masks_than_a_quorum_that_was_set_has_no_pseudo_mask(tolerant: Case) -> None:
+    """Two are asked for: west alone answers the third image, east and west the sixth."""
+    ids = [entry.id for entry in tolerant.catalogue.manifest.images]
+    tolerant.federation.behaviours |= {"east": abstaining(ids[2]), "north": abstaining(ids[2], ids[5])}
+    tolerant.collect()
+    assert tolerant.ledger.images_without_mask() == {2}
+    assert (tolerant.masks.read()[5] == tolerant.expected("east", "west")[5]).all()
+
+
+@pytest.mark.parametrize("method", ["trimmed-mean", "median"])
+def test_every_fusion_works_image_by_image_and_says_where_it_had_too_few_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """North abstains from the third image: the trimmed mean of two is none, their median is their mean, rounded down."""
+    case = Case(tmp_path, monkeypatch, fusion={"method": method})
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours["north"] = abstaining(ids[2])
+    case.collect()
+    masks, everyone = case.masks.read(), [mask_of(site, ids[1], SHAPE) for site in SITES]
+    assert (masks[1] == np.median(everyone, axis=0)).all()  # of three, the trimmed mean is the median
+    two = [mask_of(site, ids[2], SHAPE).astype(np.int64) for site in ("east", "west")]
+    assert case.ledger.images_without_mask() == ({2} if method == "trimmed-mean" else set())
+    assert (masks[2] == (0 if method == "trimmed-mean" else sum(two) // 2)).all()
+
+
+def test_agreement_is_over_images_that_both_answered(case: Case) -> None:
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    case.federation.behaviours |= {
+        "west": abstaining(*ids[:6]),
+        "east": abstaining(ids[0]),
+        "north": abstaining(ids[1]),
+    }
+    case.collect()
+    assert {site: held.n for site, held in case.ledger.agreement().items()} == {"east": 8, "north": 8, "west": 4}
+
+
+def test_a_site_that_ends_its_consent_is_not_an_error_of_the_run(tolerant: Case) -> None:
+    tolerant.federation.behaviours["west"] = HOSTILE["an error code"]
+    tolerant.collect()
+    assert tolerant.events() == {"west": "takes no part: not consented"}
+    assert tolerant.ledger.without_consent() == {"west"}
+
+
+def test_a_study_that_lacks_nothing_but_consent_waits_for_it_and_goes_on(case: Case) -> None:
+    case.federation.behaviours["west"] = HOSTILE["an error code"]
+    with pytest.raises(ConsentError, match=r"waits for consent: west(.|\n)*quorum is 3"):
+        case.collect()
+    case.federation.behaviours |= {"west": honest, "east": HOSTILE["bytes that are no mask"]}
+    with pytest.raises(StudyError, match="east: left out") as other:
+        case.collect()
+    assert not isinstance(other.value, ConsentError)
+    case.federation.behaviours["east"] = honest
+    case.collect()
+    assert (case.masks.read() == case.expected(*SITES)).all()

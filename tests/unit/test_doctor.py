@@ -211,11 +211,26 @@ def test_a_sites_doctor_tries_its_teacher_and_its_gateway(home: Path) -> None:
     found = examine_site(load_site(home))
     assert is_well(found), report(found)
     assert statuses(found) == {
-        "versions": "ok", "disk": "ok", "GPU": "ok", "trusted signers": "ok",
+        "versions": "ok", "disk": "ok", "GPU": "ok", "policy": "ok", "trusted signers": "ok", "consent": "ok",
         "connection": "note", "gateway": "note", "teacher": "ok",
     }  # fmt: skip
     with serve(_Nobody(), load_site(home).gateway_address):  # type: ignore[arg-type]
         assert statuses(examine_site(load_site(home)))["gateway"] == "ok"
+
+
+def test_a_sites_doctor_says_which_policy_holds(home: Path) -> None:
+    def said() -> tuple[str, str]:
+        (found,) = [found for found in examine_site(load_site(home)) if found.what == "policy"]
+        return found.status, found.said
+
+    assert said() == (
+        "ok", "[policy] of site.toml: predict, evaluate, fine-tune may be asked for; at most 1,000,000 masks of 256 levels"
+    )  # fmt: skip
+    home.write_text(home.read_text().partition("[policy]")[0])
+    assert said()[0] == "note"
+    assert "the defaults hold" in said()[1]
+    (home.parent / "policy.toml").write_text('actions = ["predict"]\nmask-budget = 70\n')
+    assert said() == ("ok", "policy.toml: predict may be asked for; at most 70 masks of 256 levels")
 
 
 def test_a_sites_doctor_finds_a_teacher_that_is_missing_or_has_other_labels(home: Path) -> None:

@@ -28,10 +28,16 @@ from consilium.common.settings import parse
 SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105
 ENVELOPE = {"study": "a" * 64, "catalogue": "b" * 64}
 MESSAGES = [
-    wire.DescribeRequest(**ENVELOPE, settings='name = "x"', manifest=b"{}", signature=b"\0\xff", signer=b""),
-    wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["a", "b"], teacher="{}", missing=b"\x80"),
+    wire.DescribeRequest(
+        **ENVELOPE, settings='name = "x"', manifest=b"{}", signature=b"\0\xff", signer=b"", sealing_key=b"",
+        sealing_signature=b"\1",
+    ),
+    wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["a", "b"], teacher="{}", missing=b"\x80", signer=b"\2"),
     wire.PredictRequest(**ENVELOPE, ids=["c" * 64, "d" * 64], pixels=[]),
-    wire.PredictReply(**ENVELOPE, site="north", ids=["c" * 64], masks=[b"\0\1"], seconds=0.25),
+    wire.PredictReply(
+        **ENVELOPE, site="north", ids=["c" * 64], masks=[b"\0\1"], abstained=["d" * 64], key=b"\3", signature=b"",
+        seconds=0.25,
+    ),
     wire.EvaluateRequest(**ENVELOPE, card="{}", weights=b"w"),
     wire.EvaluateReply(
         **ENVELOPE, site="north", teacher_mean=99.5, teacher_std=0.1, student_mean=1.0, student_std=0.0,

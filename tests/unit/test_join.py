@@ -102,10 +102,10 @@ HOSTILE: dict[str, Callable[[Files], bytes]] = {
     "settings for another server": lambda files: swapped(files, "site.toml", "hub.example.org:9443", "evil.org:1"),
     "a key elsewhere": lambda files: swapped(files, "site.toml", '"node-key"', '"/home/me/.ssh/id_ecdsa"'),
     "a signer more": lambda files: swapped(
-        files, "site.toml", "trusted-signers = [", f'trusted-signers = ["{"0" * 64}", '
+        files, "policy.toml", "trusted-signers = [", f'trusted-signers = ["{"0" * 64}", '
     ),
     "trust in everyone": lambda files: swapped(
-        files, "site.toml", 'trusted-signers = ["', 'auto-approve = true\n# trusted-signers = ["'
+        files, "policy.toml", 'trusted-signers = ["', 'auto-approve = true\n# trusted-signers = ["'
     ),
     "a teacher that is a program": lambda files: program(files),
     "a teacher's folder elsewhere": lambda files: swapped(
@@ -113,7 +113,8 @@ HOSTILE: dict[str, Callable[[Files], bytes]] = {
     ),
     "images elsewhere": lambda files: swapped(files, "site.toml", 'folder = ""', 'folder = "/srv/patients"'),
     "a gateway for all": lambda files: swapped(files, "site.toml", "unix:gateway.sock", "127.0.0.1:5000"),
-    "a policy": lambda files: swapped(files, "site.toml", "mask-budget = 1000000", "mask-budget = 2000000"),
+    "a second policy": lambda files: archive(files | {"site.toml": files["site.toml"] + b"\n[policy]\nlevels = 256\n"}),
+    "a policy": lambda files: swapped(files, "policy.toml", "mask-budget = 1000000", "mask-budget = 2000000"),
     "settings that are no TOML": lambda files: archive(files | {"site.toml": b"\xff"}),
     "an authority that is none": lambda files: archive(files | {"authority.pem": b"-----BEGIN CERTIFICATE-----"}),
 }
@@ -177,12 +178,15 @@ def test_a_site_that_joins_has_all_it_needs_for_its_owner_alone(kit_path: Path, 
 def test_joining_again_keeps_the_key_and_what_was_changed_by_hand(kit_path: Path, tmp_path: Path) -> None:
     home, kit = tmp_path / "north", read_kit(kit_path)
     first = join(kit, home, NOW)
-    changed = (home / "site.toml").read_text().replace("levels = 256", "levels = 2")
-    (home / "site.toml").write_text(changed)
+    changes = {"site.toml": ("channels = 1", "channels = 3"), "policy.toml": ("levels = 256", "levels = 2")}
+    for name, (old, new) in changes.items():
+        (home / name).write_text((home / name).read_text().replace(old, new))
+    before = {name: (home / name).read_text() for name in changes}
     second = join(kit, home, NOW + timedelta(hours=1))
     assert second.request.public_key == first.request.public_key
     assert second.notes == ()
-    assert (home / "site.toml").read_text() == changed
+    assert {name: (home / name).read_text() for name in changes} == before
+    assert load_site(home / "site.toml").settings.policy.levels == 2
 
 
 def test_settings_that_were_there_stay_and_it_is_said_what_they_lack(kit_path: Path, tmp_path: Path) -> None:
@@ -191,12 +195,30 @@ def test_settings_that_were_there_stay_and_it_is_said_what_they_lack(kit_path: P
     (home / "site.toml").write_text('name = "mine"\n')
     joined = join(read_kit(kit_path), home, NOW)
     assert (home / "site.toml").read_text() == 'name = "mine"\n'
-    assert "copy name, policy.trusted-signers and [connection]" in joined.notes[0]
+    assert [note.partition("; ")[2] for note in joined.notes] == ["copy name and [connection] from site.kit.toml"]
+    assert load_site(home / "site.toml").settings.policy.trusted_signers == (kit_signer(kit_path),)
     assert load_site(home / "site.kit.toml").settings.name == "north"
     assert join(read_kit(kit_path), home, NOW, force=True).notes == ()
     assert load_site(home / "site.toml").settings.name == "north"
     (kept,) = home.glob("site.toml.before-*")
     assert kept.read_text() == 'name = "mine"\n'
+
+
+def test_a_site_keeps_its_own_policy_wherever_it_stands_and_has_one_only(kit_path: Path, tmp_path: Path) -> None:
+    kit, mine = read_kit(kit_path), f'trusted-signers = ["{"1" * 64}"]\n'
+    for name, content in (("site.toml", f'name = "north"\n[policy]\n{mine}'), ("policy.toml", mine)):
+        home = tmp_path / name
+        home.mkdir()
+        (home / name).write_text(content)
+        joined = join(kit, home, NOW)
+        assert load_site(home / "site.toml").settings.policy.trusted_signers == ("1" * 64,)
+        assert "copy trusted-signers from policy.kit.toml" in joined.notes[-1]
+        assert kit_signer(kit_path) in (home / "policy.kit.toml").read_text()
+    assert not (tmp_path / "site.toml" / "policy.toml").exists()
+
+
+def kit_signer(path: Path) -> str:
+    return read_kit(path).facts.signer
 
 
 def test_a_folder_of_another_federation_is_left_alone_unless_forced(kit_path: Path, tmp_path: Path) -> None:

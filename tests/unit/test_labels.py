@@ -177,7 +177,7 @@ def open_sites(root: Path, names: tuple[str, ...]) -> SitesInMemory:
         teacher, labels, rows = TEACHERS[name]
         values = {
             "name": name,
-            "policy": {"auto-approve": True},
+            "policy": {"auto-approve": True, "min-images": 1, "sealed": False},
             "training": {"epochs": 1, "threads": 1, "device": "cpu"},
         }
         home = SiteHome(parse(SiteSettings, values | labels, "test"), root / name)
@@ -277,6 +277,8 @@ def test_a_partial_answer_has_the_planes_of_the_labels_it_named(tmp_path: Path) 
             manifest=manifest.manifest_bytes,
             signature=manifest.signature,
             signer=manifest.signer,
+            sealing_key=b"",
+            sealing_signature=b"",
         )
     )
     assert described.labels == ["b", "a"]

@@ -112,7 +112,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(site: Path, tmp_pat
 
 def test_describe_shows_teacher_data_and_policy(site: Path) -> None:
     shown = run("describe", site).stdout
-    for part in ("unet, 32 x 32", "6, of shape 1x32x32", "nobody yet: every study is refused"):
+    for part in ("unet, 32 x 32", "6, of shape 1x32x32", "anyone may show a study"):
         assert part in shown
 
 
@@ -138,7 +138,7 @@ def test_start_answers_until_it_is_told_to_stop(site: Path) -> None:
 
 
 def test_every_command_shows_an_example_and_help_does_not_wait_for_torch() -> None:
-    for command in ("train", "check", "fine-tune", "start", "describe"):
+    for command in ("train", "check", "fine-tune", "start", "describe", "audit"):
         assert f"Example: consilium-site {command} hospital/site.toml" in run(command, "--help").stdout
     check = "import sys, consilium.clients.cli; print('torch' in sys.modules, 'flwr' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)

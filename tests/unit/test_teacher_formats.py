@@ -458,7 +458,7 @@ def test_logits_taken_for_probabilities_are_told_at_the_site_and_not_beyond(
     coordinator = Coordinator(tmp_path / "coordinator")
     (tmp_path / "sharp_of_the_site.py").write_text("def ask(images):\n    return images / 10.0 - 12\n")
     teacher = {"kind": "callable", "function": "sharp_of_the_site:ask", "code": ".", "output": "probabilities"}
-    site = open_site(home(tmp_path, teacher, policy={"auto-approve": True}))
+    site = open_site(home(tmp_path, teacher, policy={"auto-approve": True, "sealed": False}))
     site.describe(coordinator.describe())
     with pytest.raises(WireError) as failure:
         site.predict(coordinator.predict(0))

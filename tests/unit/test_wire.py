@@ -17,10 +17,22 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "wire.json"
 ENVELOPE = {"package": "0.0.0", "study": "5" * 64, "catalogue": "c" * 64}
 A, B = "a" * 64, "b" * 64
 MESSAGES: list[wire.Envelope] = [
-    wire.DescribeRequest(**ENVELOPE, settings="name = 'x'\n", manifest=b"{}", signature=b"s", signer=b"p"),
-    wire.DescribeReply(**ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80"),
+    wire.DescribeRequest(
+        **ENVELOPE,
+        settings="name = 'x'\n",
+        manifest=b"{}",
+        signature=b"s",
+        signer=b"p",
+        sealing_key=b"k",
+        sealing_signature=b"t",
+    ),
+    wire.DescribeReply(
+        **ENVELOPE, site="north", output="soft", labels=["lesion"], teacher="{}", missing=b"\x80", signer=b"p"
+    ),
     wire.PredictRequest(**ENVELOPE, ids=[A, B], pixels=[b"\x01"]),
-    wire.PredictReply(**ENVELOPE, site="north", ids=[A, B], masks=[b"\x01", b"\x02"], seconds=0.5),
+    wire.PredictReply(
+        **ENVELOPE, site="north", ids=[A], masks=[b"\x01"], abstained=[B], key=b"k", signature=b"s", seconds=0.5
+    ),
     wire.EvaluateRequest(**ENVELOPE, card="{}", weights=b"w"),
     wire.EvaluateReply(
         **ENVELOPE,
@@ -67,7 +79,7 @@ def test_unknown_missing_and_wrong_fields_are_bad_messages(message: wire.Envelop
         assert refused.value.code is ErrorCode.BAD_MESSAGE
 
 
-@pytest.mark.parametrize("protocol", [0, 2, "1", 1.5])
+@pytest.mark.parametrize("protocol", [0, 1, "2", 2.5])
 def test_another_protocol_is_named_as_such(protocol: object) -> None:
     with pytest.raises(WireError) as refused:
         wire.from_record(wire.PredictRequest, fields(MESSAGES[2], protocol=protocol))
@@ -92,7 +104,7 @@ def test_an_error_crosses_as_its_code_alone(code: ErrorCode) -> None:
 def test_arbitrary_fields_are_refused_and_never_crash(values: dict[str, int | str | bytes]) -> None:
     for kind in wire.REPLIES:
         with pytest.raises(WireError):
-            wire.validated(kind, {"protocol": 1, **values})
+            wire.validated(kind, {"protocol": 2, **values})
 
 
 @given(st.lists(st.booleans(), max_size=40))
