@@ -37,6 +37,8 @@ class Fused:
         bool (n,): whether a quorum of sites sees a target of some label; without a gate, whether any does.
     agreement
         float64 (n,), in [0, 1]: mean soft Dice between the sites that were folded in; NaN where they are fewer than two.
+    silent
+        By site, bool (n,): whether the gate left its mask of some label out.
     """
 
     masks: SoftMasks
@@ -44,6 +46,7 @@ class Fused:
     answered: Counts
     consensus: Flags
     agreement: npt.NDArray[np.float64]
+    silent: Mapping[str, Flags]
 
 
 def fuse(
@@ -126,11 +129,6 @@ class Panel:
         self._answers: Final[dict[str, _Answer]] = {}
 
     @property
-    def sites(self) -> list[str]:
-        """Those that answered, sorted."""
-        return sorted(self._answers)
-
-    @property
     def samples(self) -> dict[str, agreement.Sample]:
         """What is kept of each site's masks to compare them."""
         return {site: held.sample for site, held in self._answers.items()}
@@ -196,7 +194,8 @@ class Panel:
         }
         between = agreement.between(self.samples, folded, len(masks))
         agreed = np.where(between >= 0, between / agreement.WHOLE, np.nan)
-        return Fused(masks, seen, answered, (met & (seen > 0)).any(axis=1), agreed)
+        silent = {site: (one.given[:, None] & ~folded[site]).any(axis=1) for site, one in self._answers.items()}
+        return Fused(masks, seen, answered, (met & (seen > 0)).any(axis=1), agreed, silent)
 
     def _count(self, flags: Sequence[Flags]) -> Counts:
         """Count over the sites, in their order: int64 (n, K)."""
