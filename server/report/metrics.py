@@ -96,7 +96,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "excluded": dict(sorted(excluded.items())),
             "by_paper": (
                 {"kept": len(transferal) - by_paper.total(), "excluded": dict(sorted(by_paper.items()))}
-                if selection
+                if selected
                 else None
             ),
             "collections": by_collection(run.catalogue, selection),

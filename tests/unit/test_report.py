@@ -44,6 +44,7 @@ def make_study(sites: tuple[str, ...], size: int, *, tuned: bool, labels: tuple[
     return Study.model_validate(
         {
             "name": "small",
+            "preset": "paper",
             "sites": sites,
             "labels": labels,
             "image": {"size": size, "channels": channels},
