@@ -33,6 +33,7 @@ from consilium.common.settings import to_toml
 from tests.unit.test_sealing import describe, sealed_study
 from tests.unit.test_site import SIZE, Coordinator, echo, label_data, make_home
 
+WORKERS = 4
 TODAY = datetime.now(UTC).date()
 
 
@@ -63,7 +64,7 @@ def hospital() -> Iterator[Hospital]:
     label_data(home)
     honest = describe(coordinator, seals)
     with (
-        serve(Site(home, ModuleTeacher(echo)), f"unix:{root}/s", max_message_mib=1) as gateway,
+        serve(Site(home, ModuleTeacher(echo)), f"unix:{root}/s", max_message_mib=1, workers=WORKERS) as gateway,
         GatewayClient(gateway.address, timeout_s=60) as client,
     ):
         made = Hospital(home.folder, coordinator, gateway.address, client, honest)
@@ -207,7 +208,7 @@ def test_replays_tell_nothing_new_and_cost_nothing(hospital: Hospital) -> None:
     assert refused.value.code == ErrorCode.REFUSED_BY_POLICY
 
 
-def test_a_flood_is_answered_within_the_budget_and_the_gateway_lives(hospital: Hospital) -> None:
+def test_a_flood_is_answered_within_the_budget_by_so_many_threads_and_the_gateway_lives(hospital: Hospital) -> None:
     codes: list[str] = []
 
     def flood() -> None:
@@ -225,6 +226,7 @@ def test_a_flood_is_answered_within_the_budget_and_the_gateway_lives(hospital: H
     for thread in threads:
         thread.join()
     assert len(codes) == 120
+    assert sum(thread.name.startswith("gateway") for thread in threading.enumerate()) <= WORKERS
     assert set(codes) <= {"answered", ErrorCode.REFUSED_BY_POLICY, ErrorCode.GATEWAY_UNREACHABLE}
     assert sum(int(str(line["masks"])) for line in hospital.lines()) == 4
     assert len(hospital.client.predict(hospital.coordinator.predict(0)).masks) in (0, 1)
