@@ -46,6 +46,9 @@ def temper(probabilities: npt.NDArray[np.float32], temperature: float, clip: flo
     """
     if temperature == 1.0:
         return probabilities
+    low, high = float(probabilities.min(initial=0.0)), float(probabilities.max(initial=0.0))
+    if not (low >= 0.0 and high <= 1.0):  # false for NaN as well; clipping would hide it
+        raise DataError(f"probabilities are finite and in [0, 1]; got values from {low:.4g} to {high:.4g}")
     return np.asarray(1 / (1 + np.exp(-_logits(probabilities, clip) / temperature)), np.float32)
 
 

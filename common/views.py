@@ -18,6 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 Predict = Callable[[Pixels], Probabilities]
 
+_ROUNDING: Final = 1e-5
 SCALES: Final = {"flip": (1.0,), "flip-scale": (1.0, 0.75, 1.25)}
 
 
@@ -46,7 +47,9 @@ def look(predict: Predict, images: Pixels, views: Views) -> Probabilities:
             total = np.zeros((*answer.shape[:2], *images.shape[2:]), np.float32)
         total[(..., *place)] += answer
         count[place] += 1
-    return np.asarray(np.clip(total / count, 0, 1), np.float32)
+    mean = total / count
+    inside = np.clip(mean, 0, 1)  # stretched weights sum to 1 up to rounding; more than that is a broken teacher's
+    return np.asarray(np.where(np.abs(mean - inside) < _ROUNDING, inside, mean), np.float32)
 
 
 def _answers(

@@ -25,7 +25,6 @@ from consilium.common.errors import ConsentError, ErrorCode, StudyError, WireErr
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.validation import Validation
-from consilium.server import agreement
 from consilium.server.consensus import Fused, Panel, weights_of
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger, Opinion
@@ -267,7 +266,7 @@ class Collector:
         self.ledger.without_mask([chunk.first + int(i) for i in np.flatnonzero(~whole)])
         silent = {site: int(np.count_nonzero(images)) for site, images in fused.silent.items()}
         self.ledger.opinions(number, chunk.first, _opinions(fused), silent)
-        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), agreement.of_chunk(chunk.panel.samples))
+        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), fused.agreement_by_site)
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
 

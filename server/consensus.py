@@ -39,6 +39,8 @@ class Fused:
         float64 (n,), in [0, 1]: mean soft Dice between the sites that were folded in; NaN where they are fewer than two.
     silent
         By site, bool (n,): whether the gate left its mask of some label out.
+    agreement_by_site
+        See `agreement.of_chunk`.
     """
 
     masks: SoftMasks
@@ -47,6 +49,7 @@ class Fused:
     consensus: Flags
     agreement: npt.NDArray[np.float64]
     silent: Mapping[str, Flags]
+    agreement_by_site: Mapping[str, tuple[int, int]]
 
 
 def fuse(
@@ -129,11 +132,6 @@ class Panel:
         self._answers: Final[dict[str, _Answer]] = {}
 
     @property
-    def samples(self) -> dict[str, agreement.Sample]:
-        """What is kept of each site's masks to compare them."""
-        return {site: held.sample for site, held in self._answers.items()}
-
-    @property
     def _of_one(self) -> tuple[int, int, int, int]:
         return (1, *self._shape[1:])
 
@@ -192,10 +190,14 @@ class Panel:
             site: one.given[:, None] & (one.heard | ~met[:, list(one.sample.known)])
             for site, one in self._answers.items()
         }
-        between = agreement.between(self.samples, folded, len(masks))
+        samples = {site: one.sample for site, one in self._answers.items()}
+        met_each_other = agreement.meetings(samples)
+        between = agreement.between(samples, met_each_other, folded, len(masks))
         agreed = np.where(between >= 0, between / agreement.WHOLE, np.nan)
         silent = {site: (one.given[:, None] & ~folded[site]).any(axis=1) for site, one in self._answers.items()}
-        return Fused(masks, seen, answered, (met & (seen > 0)).any(axis=1), agreed, silent)
+        consensus = (met & (seen > 0)).any(axis=1)
+        by_site = agreement.of_chunk(samples, met_each_other)
+        return Fused(masks, seen, answered, consensus, agreed, silent, by_site)
 
     def _count(self, flags: Sequence[Flags]) -> Counts:
         """Count over the sites, in their order: int64 (n, K)."""

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from consilium.common.errors import DataError
+from consilium.common.soft_mask import quantise
+from consilium.common.temperature import temper
 from consilium.common.views import look
 
 
@@ -49,3 +52,17 @@ def test_every_view_has_the_shape_of_the_image(views: str, asked: int) -> None:
     assert shapes == [(3, 1, 20, 30)] * asked
     assert found.shape == (3, 2, 20, 30)
     assert found == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("views", ["flip", "flip-scale"])
+@pytest.mark.parametrize("wrong", [3.0, -0.5, np.nan])
+def test_a_broken_teacher_is_not_hidden_by_the_mean(views: str, wrong: float) -> None:
+    found = look(
+        lambda images: np.full(images.shape, wrong, np.float32),
+        np.zeros((1, 1, 16, 16), np.uint8),
+        views,  # type: ignore[arg-type]
+    )
+    with pytest.raises(DataError, match="finite and in"):
+        quantise(found)
+    with pytest.raises(DataError, match="finite and in"):
+        temper(found, 2.0, 1e-6)
