@@ -157,8 +157,9 @@ class Panel:
         for image in np.flatnonzero(given):
             self._put(self._heard[image], masks[image : image + 1], site, known, heard[image])
             if not heard[image].all():
-                silent = self._silent.setdefault(int(image), self._method.init(self._of_one))
-                self._put(silent, masks[image : image + 1], site, known, ~heard[image])
+                if image not in self._silent:
+                    self._silent[int(image)] = self._method.init(self._of_one)
+                self._put(self._silent[image], masks[image : image + 1], site, known, ~heard[image])
         sample = agreement.sample(masks, known, answered)
         self._answers[site] = _Answer(sample, given[:, None] & sees, given[:, None] & heard, given)
 
