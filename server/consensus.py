@@ -183,7 +183,8 @@ class Panel:
         needed = self._fusion.least_sites
         met = (seen >= gate.quorum(self._fusion.gate, answered)) & (heard >= needed)
         masks = np.zeros(self._shape, np.uint8)
-        for image in np.flatnonzero((answered >= (needed if least is None else least)).all(axis=1)):
+        enough = answered >= np.asarray(needed if least is None else least)
+        for image in np.flatnonzero(enough.all(axis=1)):
             if image in self._silent:
                 self._method.merge(self._heard[image], self._silent[image], np.flatnonzero(~met[image]).tolist())
             masks[image] = self._method.finish(self._heard[image])[0]
