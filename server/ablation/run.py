@@ -274,6 +274,8 @@ class Ablator:
             dice(on_test.pseudo.masks, scene.test.truth),
             dice(on_transferal.pseudo.masks[:own], scene.unlabelled.truth),
         )
+        if not self.settings.distils(cell.step):
+            return rows
         model = self.student(scenario, seed, recipe)
         if model is None:
             self.warnings.append(f"{cell.name}: every image was excluded, so there is no student")

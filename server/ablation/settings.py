@@ -47,6 +47,7 @@ class StepSettings(Settings):
     exclusion: dict[str, Any] = Field(default_factory=dict)
     student: dict[str, Any] = Field(default_factory=dict)
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
+    distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")
 
 
 class Recipe(Settings):
@@ -123,6 +124,8 @@ class Ablation(Settings):
             for where, names, known in named
             if (strange := sorted(str(name) for name in set(names) - set(known)))
         ]
+        if not faults and not self.distils(self.preset):
+            faults.append(f"step.{self.preset}.distil: the step that is held to the targets needs a student")
         if not faults:
             faults = self._faults_of_parts()
         if faults:
@@ -177,6 +180,10 @@ class Ablation(Settings):
             own = step.model_dump(include={"fusion", "exclusion", "student", "transferal"}, exclude_none=True)
             held = _laid(held, own)
         return Recipe.model_validate(held)
+
+    def distils(self, name: str) -> bool:
+        """Whether a step trains a student."""
+        return next(step.distil for step in self.step if step.name == name)
 
     def below(self, name: str) -> str:
         """The step that a step is laid over; empty for the first."""

@@ -224,11 +224,11 @@ def test_the_shipped_ladder_is_valid_at_every_scale_and_starts_with_the_papers_s
     assert first.transferal == ("ddti",)
     assert full.scenario[0].sites == {}
     preset = full.recipe(full.preset)
-    assert (preset.fusion.calibrated, preset.student.training.image_budget) == (True, 8000)
+    assert (preset.fusion.calibrated, preset.fusion.weights) == (True, "validation")
     assert (small.image.size, tiny.image.size, tiny.data["busi"].data_set) == (128, 48, "phantoms")
-    scaled = tiny.recipe(tiny.preset).student
-    assert (scaled.network.width, scaled.training.image_budget) == (4, 160)
-    assert (scaled.training.dice_share, scaled.training.ema) == (0.75, preset.student.training.ema)
+    scaled = tiny.recipe(tiny.preset).student.training  # lengths are the scale's, ingredients the preset's
+    assert (scaled.image_budget, scaled.epochs) == (160, 0)
+    assert (scaled.dice_share, scaled.ema) == (preset.student.training.dice_share, preset.student.training.ema)
     assert "consensus-ablation.toml" in FILE.read_text().splitlines()[0]
 
 
@@ -373,6 +373,15 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_results(
     assert parts[Kind.STUDENT, "consensus"] == parts[Kind.FEDAVG, ""] == [POOLED, "alpha", "bravo"]
     assert parts[Kind.ENSEMBLE, "paper"] == [POOLED, "alpha", "bravo", UNLABELLED]
     assert {(row.images_before, row.images_after) for row in found if row.kind is Kind.STUDENT} == {(18, 18), (12, 12)}
+
+
+def test_a_step_may_go_without_a_student_but_not_the_preset(tmp_path: Path) -> None:
+    paper, consensus = document()["step"]
+    settings = settings_of(tmp_path, step=[paper | {"distil": False}, consensus])
+    found = Ablator(settings, Store(tmp_path / "store")).rows(next(cell for cell in cells(settings) if cell.step == "paper"))
+    assert {row.kind for row in found} == {Kind.ENSEMBLE}
+    with pytest.raises(SettingsError, match=r"step\.consensus\.distil: the step that is held to the targets"):
+        settings_of(tmp_path, step=[paper, consensus | {"distil": False}])
 
 
 def test_a_perturbed_site_answers_so_and_its_validation_knows(tmp_path: Path) -> None:
