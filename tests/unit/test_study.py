@@ -9,6 +9,7 @@ from consilium.common.errors import SettingsError
 from consilium.common.presets import keys
 from consilium.common.settings import load, parse, read_toml, to_toml
 from consilium.common.study import Study, from_run_config, to_run_config
+from consilium.server.ablation.settings import load as load_ablation
 from consilium.server.cli import find_settings
 from consilium.server.provision import FederationSettings
 from consilium.server.simulation import SimulatedStudy
@@ -117,6 +118,9 @@ def test_the_digest_that_the_wire_format_names_is_the_studys() -> None:
 def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
     assert f"{path.name}" in path.read_text().splitlines()[0]
     document = read_toml(path)
+    if document.get("kind") == "ablation":
+        assert load_ablation(path).step
+        return
     if "superlink" in document:
         assert parse(FederationSettings, document, path.name).sites
         return
