@@ -16,12 +16,12 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from consilium.common import wire
 from consilium.common.catalogue import open_catalogue
-from consilium.common.errors import ConsentError, ConsiliumError, ErrorCode, SettingsError, WireError
+from consilium.common.errors import ConsiliumError, ErrorCode, SettingsError, WaitingError, WireError
 from consilium.common.settings import parse
 from consilium.common.study import Study, from_run_config
 from consilium.server.disk import in_words
 from consilium.server.inquiry import PAUSE_S, Letter
-from consilium.server.ledger import Ledger
+from consilium.server.ledger import AWAITED, Ledger
 from consilium.server.replies import Replies
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
@@ -174,12 +174,12 @@ def main(grid: Grid, context: Context) -> None:
         with folder.locked():
             folder, run = open_run(Path(root))
             log(INFO, "consilium: study %s (%s) in %s", run.study.name, run.study.digest[:12], folder.root)
-            for kind in ("failure", "awaited"):
+            for kind in ("failure", *AWAITED):
                 run.ledger.keep_result("", kind, "")
             try:
                 run_stages(run, GridPost(grid, run.study.sites))
-            except ConsentError as waiting:  # no fault: Flower's run is completed, and the study goes on later
-                run.ledger.keep_result("", "awaited", str(waiting))
+            except WaitingError as waiting:  # no fault: Flower's run is completed, and the study goes on later
+                run.ledger.awaits(waiting)
                 _report_anyway(run)
                 log(INFO, "consilium: %s", waiting)
             except Exception as error:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from consilium.common.errors import ConsentError, ConsiliumError, MachineError, StateError, StudyError
+from consilium.common.errors import (
+    AnswerFileError,
+    ConsentError,
+    ConsiliumError,
+    MachineError,
+    StateError,
+    StudyError,
+    WaitingError,
+)
 from consilium.server.agreement import WHOLE, Agreement
 
 _SCHEMA: Final = """
@@ -49,6 +57,8 @@ CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TE
 """
 
 
+AWAITED: Final[dict[str, type[WaitingError]]] = {"awaited": ConsentError, "awaited-answer": AnswerFileError}
+"""Kinds of results that say what a study waits for."""
 NOT_CONSENTED: Final = "takes no part: not consented"
 
 
@@ -200,6 +210,10 @@ class Ledger:
         """Answers to a chunk that is not finished, by site."""
         return dict(self._run("SELECT site, reply FROM held WHERE chunk = ? ORDER BY site", (chunk,)))
 
+    def held_chunks(self, site: str) -> set[int]:
+        """Chunks that are not finished and that a site answered."""
+        return {chunk for (chunk,) in self._run("SELECT chunk FROM held WHERE site = ?", (site,))}
+
     def forget(self, site: str, chunk: int) -> None:
         """Let go of an answer that cannot be used: the site is asked again."""
         for table in ("answer", "held"):
@@ -344,6 +358,11 @@ class Ledger:
         """Results of a kind, by site."""
         return dict(self._run("SELECT site, value FROM result WHERE kind = ?", (kind,)))
 
+    def awaits(self, waiting: WaitingError) -> None:
+        """Record what the study waits for."""
+        kind = next(kind for kind, awaited in AWAITED.items() if isinstance(waiting, awaited))
+        self.keep_result("", kind, str(waiting))
+
     # --- events
 
     def tell(self, stage: str, text: str, site: str = "") -> None:
@@ -399,12 +418,12 @@ def _damaged(path: Path, told: str) -> StateError:
 
 
 def stop_of(path: Path) -> StudyError | None:
-    """What stopped the study of a ledger: a `ConsentError` where it waits for people; None if nothing did."""
+    """What stopped the study of a ledger: a `WaitingError` where it waits for people; None if nothing did."""
     ledger = Ledger.open(path)
     try:
-        failure, awaited = (ledger.results(kind).get("", "") for kind in ("failure", "awaited"))
+        failure, *awaited = (ledger.results(kind).get("", "") for kind in ("failure", *AWAITED))
     finally:
         ledger.close()
     if failure:
         return StudyError(failure)
-    return ConsentError(awaited) if awaited else None
+    return next((kind(told) for kind, told in zip(AWAITED.values(), awaited, strict=True) if told), None)

@@ -110,14 +110,14 @@ def _training_label(settings: SimulatedStudy, name: str) -> str:
 
 def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     """Flower's deployment engine: a SuperLink, and a SuperNode and gateway for every site, with TLS and node keys."""
-    count = len(settings.sites) + 1
+    count = len(settings.online) + 1
     board.show(START_LABEL, 0, count)
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink", log_folder=run.root / "log") as link, ProcessGroup() as sites:
         board.show(START_LABEL, 1, count)
         link.stop_unfinished()  # of a former start that was killed: it would go on beside this one
         commands: dict[str, list[str]] = {}
-        for started, name in enumerate(settings.sites, 2):
+        for started, name in enumerate(settings.online, 2):
             home = site_home(run, name)
             key = home / "node-key"
             if not key.exists():
@@ -134,7 +134,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
             commands[f"site {name}"] = [*SITE_COMMAND, "start", str(home / "site.toml")]
             sites.add(Child(f"site {name}", commands[f"site {name}"], home / "log" / "site.log"))
             board.show(START_LABEL, started, count)
-        link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
+        link.wait_for_nodes(set(settings.online), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
 
         def revive_sites() -> None:

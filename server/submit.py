@@ -48,7 +48,7 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     SettingsError
         If catalogue and study do not fit together.
     StudyError
-        What stopped the study; `ConsentError` if it waits for people at sites.
+        What stopped the study; `WaitingError` if it waits for people.
     """
     run = _prepared(study, root, console)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
@@ -83,10 +83,10 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
     MachineError
         If no coordinator runs on the folder.
     StudyError
-        What stopped the study; `ConsentError` if it waits for people at sites.
+        What stopped the study; `WaitingError` if it waits for people.
     """
     federation = open_federation(folder)
-    federation.require_sites(study.sites, utc_now())
+    federation.require_sites(study.online, utc_now())
     run = RunFolder(root)
     signer = open_catalogue(run.catalogue).signer.hex()
     if signer != federation.signer:

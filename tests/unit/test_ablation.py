@@ -416,7 +416,9 @@ def test_a_perturbed_site_answers_so_and_its_validation_knows(tmp_path: Path) ->
 
 def test_cells_go_scenario_by_scenario_and_a_scenario_may_want_few(tmp_path: Path) -> None:
     few = '[{ name = "even", steps = ["paper", "no-entropy", "consensus"] }, { name = "few", steps = ["paper"] }]'
-    (tmp_path / "short.toml").write_text(FILE.read_text().replace("[scale.tiny]\n", f"[scale.tiny]\nscenario = {few}\n"))
+    (tmp_path / "short.toml").write_text(
+        FILE.read_text().replace("[scale.tiny]\n", f"[scale.tiny]\nscenario = {few}\n")
+    )
     told = CliRunner().invoke(
         app, ["experiment", str(tmp_path / "short.toml"), "--scale", "tiny", "--run", str(tmp_path / "run")],
         catch_exceptions=False,
