@@ -28,7 +28,7 @@ from tests.network_of_machines import Network
 COORDINATOR: Final = "coordinator"
 PORT: Final = 9443
 SIZE: Final = 64
-CHUNK: Final = 4
+CHUNK: Final = 8
 STUDY: Final = "first"
 _BIN: Final = Path(sys.executable).parent
 _COMMAND_S: Final = 150.0

