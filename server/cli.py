@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from consilium.common.errors import ConsentError, ConsiliumError, DataError, SettingsError
+from consilium.common.errors import ConsentError, DataError, SettingsError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
 from consilium.server import federation_cli
@@ -424,9 +424,14 @@ def main() -> None:
     except ConsentError as waiting:
         Console(stderr=True).print(_escaped(str(waiting)), highlight=False, soft_wrap=True)
         sys.exit(AWAITS_CONSENT)
-    except ConsiliumError as error:
-        Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, SettingsError | DataError) else 1)
+    except Exception as error:
+        from consilium.server.disk import in_words
+
+        told = in_words(error)
+        if told is None:
+            raise
+        Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(told))}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(told, SettingsError | DataError) else 1)
     except KeyboardInterrupt:
         Console(stderr=True).print("\nstopped; the same command goes on from here", highlight=False)
         sys.exit(130)

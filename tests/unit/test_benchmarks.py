@@ -10,13 +10,15 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = {
     "catalogue_build": [],
     "exclusion_speed": [],
+    "fuzz": [],
+    "lying_site": [],
     "mask_size": [],
     "orchestration": ["--engine", "inline"],
     "server_memory": [],
     "student_recipe": [],
     "training_step": [],
 }
-TRIED_ELSEWHERE = {"network"}  # what it is made of, in tests/federation/test_network.py
+TRIED_ELSEWHERE = {"network", "soak"}  # in tests/federation/test_network.py and test_kills.py
 
 
 def test_every_benchmark_is_tried_here() -> None:
