@@ -124,10 +124,11 @@ def _namespaces() -> list[str]:
 def _remove(names: Iterable[str]) -> None:
     for name in names:
         shutil.rmtree(ETC / name, ignore_errors=True)
-        with contextlib.suppress(subprocess.CalledProcessError):  # it was not made
+        with contextlib.suppress(subprocess.CalledProcessError):  # it was not made, or not whole
             for process in _ip("netns", "pids", name).split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(process), signal.SIGKILL)
+        with contextlib.suppress(subprocess.CalledProcessError):
             _ip("netns", "del", name)
 
 
