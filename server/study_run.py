@@ -104,7 +104,7 @@ class StudyRun:
         with self._stage("describe"):
             connected = self._wait_for_sites(post)
             request = questions.show(self.study, self.catalogue, self.seals)
-            inquiry = self._inquiry(post, wire.DescribeReply, "describe")
+            inquiry = self._inquiry(post, wire.DescribeReply, "describe", connected)
             for site in self.study.online:
                 if site in connected:
                     inquiry.ask(site, 0, lambda: request, self.study.collect.deadline_s)
@@ -176,7 +176,7 @@ class StudyRun:
         """Send the images, once, to sites that have not consented: their people look at them before they decide."""
         new = [site for site in sites if site not in self.ledger.results("offered")]
         count = questions.chunks(self.study, self.catalogue)
-        inquiry = self._inquiry(post, wire.PredictReply, "describe")
+        inquiry = self._inquiry(post, wire.PredictReply, "describe", new)
         todo = deque((site, number) for number in range(count) for site in new)
 
         def request(number: int) -> Callable[[], wire.PredictRequest]:
@@ -430,13 +430,16 @@ class StudyRun:
                 return connected
             time.sleep(0.5)
 
-    def _inquiry(self, post: Post, reply: type[Any], stage: str) -> Inquiry[Any]:
+    def _inquiry(self, post: Post, reply: type[Any], stage: str, asked: Iterable[str] | None = None) -> Inquiry[Any]:
         collect = self.study.collect
-        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage))
+        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage, asked))
 
-    def _look(self, stage: str) -> Callable[[set[str]], None]:
-        """Give what keeps the ledger's word on who is connected, and tells who is not."""
-        sites = set(self.ledger.sites()) & set(self.study.online)
+    def _look(self, stage: str, asked: Iterable[str] | None = None) -> Callable[[set[str]], None]:
+        """Give what keeps the ledger's word on who is connected, and tells who is not.
+
+        Of the sites ``asked``; by default of those that take part.
+        """
+        sites = set(self.ledger.sites()) & set(self.study.online) if asked is None else set(asked)
         before, written = set[str](), float("-inf")
 
         def look(connected: set[str]) -> None:

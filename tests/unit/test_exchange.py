@@ -493,9 +493,10 @@ def test_an_import_that_was_killed_is_done_again(answered: Federation, monkeypat
     def killed(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(answered.run, "takes_part", killed)
-        answered.take(answered.folder / "west.answer")
+        with pytest.raises(KeyboardInterrupt):
+            answered.take(answered.folder / "west.answer")
     with pytest.raises(AnswerFileError):
         answered.collect("north", "east")
     answered.take(answered.folder / "west.answer")
