@@ -199,8 +199,8 @@ def join(
 
     joined = join_with(read_kit(kit), folder, datetime.now(UTC), new_key=new_key, force=force)
     _say(
-        f"{joined.request.name} is set up in {joined.path.parent}. It takes part once the coordinator has accepted this file; send "
-        "it, nothing in it is secret:"
+        f"{joined.request.name} is set up in {joined.path.parent}. It takes part once the coordinator has accepted this file; "
+        "send it, nothing in it is secret:"
     )
     _say(f"  {joined.path}")
     _say("The key's fingerprint, to compare by telephone:")
