@@ -62,6 +62,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     }
     return {
         "name": "orchestration",
+        "preset": "paper",  # the plain script knows no other
         "seed": 7,
         "sites": list(sites),
         "image": {"size": given.size, "channels": 1},

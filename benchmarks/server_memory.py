@@ -141,7 +141,13 @@ def collect_once(sites: int, images: int, size: int, chunk: int, pixels: bool) -
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         listed, masks = catalogue_of(folder, images, size), coded_masks(size)
-        document = {"name": "memory", "sites": list(names), "image": {"size": size}, "collect": {"chunk": chunk}}
+        document = {
+            "name": "memory",
+            "preset": "paper",
+            "sites": list(names),
+            "image": {"size": size},
+            "collect": {"chunk": chunk},
+        }
         study = parse(Study, document, "benchmark")
         watched = np.linspace(0, images - 1, min(12, images)).astype(np.int64)
         before = own_memory()

@@ -82,6 +82,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     return {
         "name": "soak",
         "seed": 3,
+        "preset": "paper",
         "sites": list(sites),
         "image": {"size": 64},
         "collect": {

@@ -12,19 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.clients.settings import SiteHome, SiteSettings, load_site
-from consilium.clients.teachers import Teacher, card, faults, picture, temperature
+from consilium.clients.teachers import Teacher, card, faults, picture
 from consilium.clients.teachers.faults import Finding, Values
 from consilium.clients.teachers.fitted import FittedTeacher
 from consilium.clients.teachers.opening import clip, open_untempered
 from consilium.clients.teachers.settings import NORMALISATIONS, TensorSettings
 from consilium.clients.train import pack_data
-from consilium.common import metrics
+from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.evaluation import calibration
 from consilium.common.identity import private_folder
 from consilium.common.settings import read_toml
 from consilium.common.soft_mask import TARGET_LEVEL, SoftMasks, quantise
+from consilium.common.validation import Validation, count_faults
 from consilium.common.wire import Score
 
 PICTURE: Final = "masks.png"
@@ -196,7 +197,8 @@ def _judged(home: SiteHome, teacher: Teacher, data: labelled.Labelled, told: _To
     overlap = np.count_nonzero(drawn & real, axis=(2, 3))
     union = np.count_nonzero(drawn | real, axis=(2, 3))
     iou = np.where(union == 0, 1.0, overlap / np.maximum(union, 1)).mean(axis=1)
-    shown, touched, any_drawn = real.any(axis=(2, 3)), overlap > 0, drawn.any(axis=(2, 3))
+    shown = real.any(axis=(2, 3))
+    misses, alarms = count_faults(told.masks, data.masks)
     findings = _examined(home, teacher, data, told.masks)
     targeted = np.any(shown, axis=1)
     hopeless = faults.hopeless(float(dice[targeted].mean())) if targeted.any() else None
@@ -207,9 +209,9 @@ def _judged(home: SiteHome, teacher: Teacher, data: labelled.Labelled, told: _To
         dice=metrics.score(dice),
         iou=metrics.score(iou),
         empty=int(np.count_nonzero(~shown)),
-        alarms=int(np.count_nonzero(~shown & any_drawn)),
+        alarms=alarms,
         shown=int(np.count_nonzero(shown)),
-        misses=int(np.count_nonzero(shown & ~touched)),
+        misses=misses,
         calibrated=_calibrated(home, told.halves),
         findings=tuple(findings),
     )
@@ -322,6 +324,13 @@ def _card(home: SiteHome, teacher: Teacher, data: labelled.Labelled, checked: Ch
             "iou-std": round(checked.iou.std, 4),
             "false-alarms": {"without-target": checked.empty, "alarms": checked.alarms},
             "misses": {"with-target": checked.shown, "missed": checked.misses},
+            "validation": Validation(
+                dice=checked.dice.mean,
+                n=checked.images,
+                temperature=checked.calibrated.best if checked.calibrated else 1.0,
+                misses=checked.misses,
+                false_alarms=checked.alarms,
+            ).to_card(),
         }
     if checked.calibrated is not None:
         held["calibration"] = {

@@ -199,7 +199,8 @@ def join(
 
     joined = join_with(read_kit(kit), folder, datetime.now(UTC), new_key=new_key, force=force)
     _say(
-        f"{joined.request.name} has joined in {joined.path.parent}. Send this file to the coordinator; nothing in it is secret:"
+        f"{joined.request.name} is set up in {joined.path.parent}. It takes part once the coordinator has accepted this file; "
+        "send it, nothing in it is secret:"
     )
     _say(f"  {joined.path}")
     _say("The key's fingerprint, to compare by telephone:")
@@ -579,7 +580,7 @@ def _supernode(home: "SiteHome", gateway_address: str) -> "SuperNode":
             home=home.folder / "flower",
             log_folder=home.folder,
         ),
-        name=f"SuperNode of {home.settings.name}",
+        name=f"{home.settings.name}'s",
     )
 
 

@@ -118,9 +118,10 @@ def public_card(policy: Policy, card: Mapping[str, object]) -> dict[str, object]
     images = card.get("test-images", 0)
     enough = isinstance(images, int) and images >= policy.min_images
     told = {key: value for key, value in card.items() if enough or key not in _METRICS_OF_TESTS}
-    checked = told.get("checked")
-    if isinstance(checked, Mapping) and not int(checked.get("images", 0)) >= policy.min_images:
-        del told["checked"]
+    for part in ("checked", "validation"):
+        found = told.get(part)
+        if isinstance(found, Mapping) and not int(found.get("images", 0)) >= policy.min_images:
+            del told[part]
     return told
 
 

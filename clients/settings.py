@@ -43,6 +43,9 @@ class DataSettings(Settings):
     folder: str = Field("", description="holds images/ and masks/; packed once. Empty: already packed")
     packed: str = Field("data", description="holds the packed sets train/ and test/")
     test_share: float = Field(0.2, ge=0, le=0.9, description="share of the images kept for tests, when packing")
+    validation_share: float = Field(
+        0.15, ge=0, le=0.5, description="share of the other images that the teacher is not trained on, but measured on"
+    )
     size: int = Field(384, ge=32, le=2048, description="height and width they are packed at, in pixels")
     channels: Literal[1, 3] = 1
     seed: int = Field(0, ge=0, lt=2**31, description="decides which images are kept for tests")
@@ -231,7 +234,7 @@ def teacher_digest(settings: SiteSettings) -> str:
             "labels": True,
             "teacher": {"network", "size", "channels"},
             "training": True,
-            "data": {"size", "channels", "seed", "test_share"},
+            "data": {"size", "channels", "seed", "test_share", "validation_share"},
         },
     )
     facts["training"] = {key: value for key, value in facts["training"].items() if key not in _NOT_DECISIVE}

@@ -25,6 +25,7 @@ from consilium.clients.own_images import OwnImages
 from consilium.clients.settings import SiteHome
 from consilium.clients.studies import Shown, StudyBook
 from consilium.clients.teachers import Teacher
+from consilium.clients.teachers.opening import clip
 from consilium.common import labels, metrics, sealing, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
@@ -33,8 +34,11 @@ from consilium.common.labels import LabelView
 from consilium.common.networks.student_files import save_student
 from consilium.common.sealing import Sealed
 from consilium.common.study import Study
+from consilium.common.temperature import temper
 from consilium.common.training.fine_tune import choose_images, fine_tune
 from consilium.common.training.settings import FineTuningSettings
+from consilium.common.validation import from_card
+from consilium.common.views import Predict, look
 from consilium.common.wire import (
     DescribeReply,
     DescribeRequest,
@@ -76,7 +80,8 @@ class Site:
         self._consents: Final = ConsentBook(home.consents, home.settings.name)
         self._studies: Final = StudyBook(home, self._consents)
         self._own_images: Final = OwnImages(home.train_set)
-        self._card: Final = {**teacher.card, **(checked or {})}
+        self._card: Final = {**(checked or {}), **teacher.card}  # images kept out of the training come before a check's
+        self._temperature: Final = temperature_of(home, self._card)
         self._audit: Final = Audit(home.audit_log)
         self._key: Final = signing_key(home.answer_key)
         self._given: Final[dict[str, Answers]] = {}
@@ -259,16 +264,27 @@ class Site:
         strange = self._own_images.likeness(images).correlation <= least if least < 1 else np.ones(len(ids), np.bool_)
         if not strange.any():
             return {}
-        soft = self._ask_teacher(images[strange], shown.study)
+        soft = self._ask_teacher(images[strange], shown.study, self._consulted(shown.study))
         limited = policy.limit_output(self._settings.policy, self._settings.teacher.offers, soft)
         names = [name for name, answered in zip(ids, strange, strict=True) if answered]
         return {name: soft_mask.encode(mask) for name, mask in zip(names, limited, strict=True)}
 
-    def _ask_teacher(self, images: npt.NDArray[np.uint8], study: Study) -> soft_mask.SoftMasks:
+    def _consulted(self, study: Study) -> Predict:
+        """The teacher as a study asks for it: under its views, and then at its temperature."""
+
+        def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            seen = look(self._teacher.predict, images, study.fusion.views)
+            return temper(seen, self._temperature, clip(self._home)) if study.fusion.calibrated else seen
+
+        return predict
+
+    def _ask_teacher(
+        self, images: npt.NDArray[np.uint8], study: Study, predict: Predict | None = None
+    ) -> soft_mask.SoftMasks:
         """The teacher's soft masks, uint8 (n, K, H, W), of the study's labels it knows, before the policy."""
         view = self._known_labels(study)
         with self._asking:
-            probabilities = self._teacher.predict(images)
+            probabilities = (predict or self._teacher.predict)(images)
         expected = (len(images), len(self._settings.labels), *images.shape[2:])
         if probabilities.shape != expected:
             raise DataError(
@@ -389,6 +405,19 @@ class Site:
         partial.write_text(json.dumps(tuned.facts()), "utf-8")
         partial.replace(folder / _RESULT)
         shutil.rmtree(folder / "training", ignore_errors=True)
+
+
+def temperature_of(home: SiteHome, card: Mapping[str, object]) -> float:
+    """The temperature that a study with calibrated sites has a teacher answer at, beside the one it has already.
+
+    It is the one its validation found; 1 where that says nothing, where the settings name one (then it has it), and for binary
+    teachers, whose masks have no degrees.
+    """
+    found = from_card(card)
+    settings = home.settings.teacher
+    if found is None or settings.temperature != 1.0 or settings.offers == "binary":
+        return 1.0
+    return found.temperature
 
 
 _RESULT: Final = "result.json"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from consilium.clients.settings import TRAINED, SiteHome, teacher_digest, trained_result
@@ -18,10 +19,12 @@ from consilium.common.identity import private_folder
 from consilium.common.networks.build import build
 from consilium.common.networks.student_files import CARD_NAME, load_student, save_student, student_card
 from consilium.common.soft_mask import quantise
+from consilium.common.temperature import LOGITS_CLIP
 from consilium.common.training.fine_tune import FineTuned, choose_images, fine_tune
 from consilium.common.training.loop import Progress, fit
 from consilium.common.training.predict import predict
 from consilium.common.training.settings import FineTuningSettings
+from consilium.common.validation import measure
 from consilium.common.wire import Score
 
 LOG: Final = logging.getLogger(__name__)
@@ -34,15 +37,16 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     Parameters
     ----------
     home
-        The site. Images that are not packed yet are packed first, and some of them kept for tests.
+        The site. Images that are not packed yet are packed first, and some of them kept for tests. Of the others,
+        ``data.validation-share`` are not trained on either: they tell what the teacher is worth (`Validation`).
     on_step
         Told of the progress.
 
     Returns
     -------
     Mapping
-        ``dice-mean`` and ``dice-std`` in percent on the site's test images, ``test-images``, ``train-images``. A teacher
-        that is trained already is not trained again.
+        ``dice-mean`` and ``dice-std`` in percent on the site's test images, ``test-images``, ``train-images``, and
+        ``validation`` if images were kept for it. A teacher that is trained already is not trained again.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     if found is not None:
         return found
     teacher = home.trainable
-    train = _training_data(home)
+    train, kept_out = _without_validation(_training_data(home), home)
     private_folder(home.teacher)
     module = build(teacher.network, teacher.channels, len(home.settings.labels), home.settings.training.seed)
     form = _in_teacher_form(train, home)
@@ -67,7 +71,12 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
         on_step=on_step,
     )
     score = _test(home, module, _test_data(home))
-    result = {"train-images": len(train), "test-images": score.n, "dice-mean": score.mean, "dice-std": score.std}
+    result: dict[str, Any] = {
+        "train-images": len(train),
+        "test-images": score.n,
+        "dice-mean": score.mean,
+        "dice-std": score.std,
+    } | _validated(home, module, kept_out)
     network = teacher.network.model_copy(update={"encoder_weights": "none"})  # they are part of the weights now
     card = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(home.teacher, module, card | result)
@@ -114,7 +123,7 @@ def fine_tune_teacher(
     if (target / CARD_NAME).is_file() and not force:
         raise StateError(f"{target} holds a fine-tuned teacher already; --force replaces it")
     module, card = load_student(home.teacher)
-    data, test = _training_data(home), _test_data(home)
+    (data, kept_out), test = _without_validation(_training_data(home), home), _test_data(home)
     own = home.settings.training  # the machine is that of the site's training
     training = home.settings.fine_tune.training.model_copy(update={"device": own.device, "threads": own.threads})
     count = home.settings.fine_tune.images if images is None else images
@@ -137,12 +146,12 @@ def fine_tune_teacher(
         on_step=on_step,
     )
     after = tuned.after
-    result = {
+    result: dict[str, Any] = {
         "train-images": card.get("train-images", 0),
         "test-images": after.n,
         "dice-mean": after.mean,
         "dice-std": after.std,
-    }
+    } | _validated(home, module, kept_out)
     network = teacher.network.model_copy(update={"encoder_weights": "none"})
     fresh = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(target, module, fresh | result | {"fine-tuned": tuned.facts()})
@@ -161,6 +170,23 @@ def _training_data(home: SiteHome) -> labelled.Labelled:
             f"{', '.join(home.settings.labels)}"
         )
     return train
+
+
+def _without_validation(data: labelled.Labelled, home: SiteHome) -> tuple[labelled.Labelled, labelled.Labelled]:
+    """Keep some images out of the training, whole groups; none where nothing would be left to train on."""
+    settings = home.settings.data
+    train, kept_out = labelled.split(data.groups, settings.validation_share, settings.seed)
+    return (data.take(train), data.take(kept_out)) if len(train) else (data, data.take(train))
+
+
+def _validated(home: SiteHome, module: nn.Module, data: labelled.Labelled) -> dict[str, Any]:
+    """Measure a teacher on images it was not trained on, in its own geometry."""
+
+    def probabilities(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return predict(module, images, _BATCH, home.settings.training.device)
+
+    found = measure(probabilities, _in_teacher_form(data, home), LOGITS_CLIP) if len(data) else None
+    return {"validation": found.to_card()} if found else {}
 
 
 def _test_data(home: SiteHome) -> labelled.Labelled | None:

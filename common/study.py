@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from consilium.common.networks.settings import NetworkSettings
+from consilium.common.presets import DEFAULT, Preset, keys, lay_under
 from consilium.common.settings import Name, NameList, Settings, kebab
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 
 def _split_weights(value: object) -> object:
     """Let weights be given as ``"north=2,east=1"`` too: Flower's run-config carries no tables of free keys."""
+    if value == "equal":
+        return {}
     if isinstance(value, str) and value != "validation":
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         return {name.strip(): number.strip() for name, _, number in pairs}
@@ -45,7 +48,7 @@ class CollectSettings(Settings):
 class FusionSettings(Settings):
     """How the sites' soft masks become one pseudo mask."""
 
-    method: Literal["weighted-mean", "trimmed-mean", "median"] = "weighted-mean"
+    method: Literal["weighted-mean", "trimmed-mean", "median", "staple"] = "weighted-mean"
     trim: int = Field(
         1, ge=1, le=100, description="trimmed-mean: how many of the lowest, and of the highest levels are left out"
     )
@@ -73,6 +76,11 @@ class FusionSettings(Settings):
     def named_weights(self) -> dict[str, int]:
         """The weights that the study itself names."""
         return {} if self.weights == "validation" else self.weights
+
+    @property
+    def asks_for_validation(self) -> bool:
+        """Whether anything follows from what sites measured on images that their teachers were not trained on."""
+        return self.calibrated or self.weights == "validation" or self.gate != "none"
 
     @property
     def least_sites(self) -> int:
@@ -111,12 +119,18 @@ class FineTuneSettings(FineTuningSettings):
 
 
 class Study(Settings):
-    """One run of the whole thing. Every default is the paper's, where it names one: ``configs/paper.toml``.
+    """One run of the whole thing.
+
+    Every default here is the paper's, where it names one: ``configs/paper.toml``. Under what a file says lies its preset,
+    though, and that is ``consensus`` unless it says ``preset = "paper"``.
 
     The digest of these settings names the study on the wire; changing any of them makes another study.
     """
 
     name: Name
+    preset: Preset = Field(
+        DEFAULT, description="what is not said is: as in the paper; or as the consensus of sites needs it"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     sites: NameList = Field(min_length=1, description="the sites that take part")
     labels: NameList = Field(("lesion",), min_length=1, description="the mask's channels, in order")
@@ -126,6 +140,11 @@ class Study(Settings):
     exclusion: ExclusionSettings = ExclusionSettings()
     student: StudentSettings = StudentSettings()
     fine_tune: FineTuneSettings = FineTuneSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_preset_under(cls, values: Any) -> Any:
+        return lay_under(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -141,6 +160,8 @@ class Study(Settings):
             strangers = sorted(set(names) - set(self.sites))
             if strangers:
                 raise ValueError(f"{where} names {', '.join(strangers)}, not among the sites {', '.join(self.sites)}")
+        if isinstance(self.fusion.gate, int) and self.fusion.gate > len(self.sites):
+            raise ValueError(f"fusion.gate is at most the number of sites, {len(self.sites)}; got {self.fusion.gate}")
         if self.collect.quorum > len(self.sites):
             raise ValueError(f"collect.quorum is at most the number of sites, {len(self.sites)}")
         if self.quorum < self.fusion.least_sites:
@@ -178,6 +199,9 @@ class Study(Settings):
         return (len(self.labels), self.image.size, self.image.size)
 
 
+EQUAL: Final = "equal"
+"""Of `fusion.weights`: no site is named, as text."""
+
 RunConfig = dict[str, bool | int | float | str]
 
 
@@ -190,7 +214,7 @@ def to_run_config(study: Study) -> RunConfig:
             for key, inner in value.items():
                 put(f"{prefix}.{key}" if prefix else key, inner)
         elif isinstance(value, dict):
-            flat[prefix] = ",".join(f"{name}={number}" for name, number in value.items())
+            flat[prefix] = ",".join(f"{name}={number}" for name, number in value.items()) or EQUAL
         elif isinstance(value, list):
             flat[prefix] = ",".join(value)
         else:
@@ -203,10 +227,11 @@ def to_run_config(study: Study) -> RunConfig:
 def from_run_config(config: RunConfig) -> dict[str, Any]:
     """Unflatten the study's part of a run-config into the nested form `Study` is read from."""
     top = {kebab(name) for name in Study.model_fields}
+    unsaid = keys()  # Flower wants a value for every key: an empty text leaves these to the preset
     nested: dict[str, Any] = {}
     for key, value in config.items():
         head, *rest = key.split(".")
-        if head not in top:
+        if head not in top or (value == "" and key in unsaid):
             continue
         here = nested
         for part in [head, *rest][:-1]:

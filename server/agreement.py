@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ FEWEST: Final = 3
 """Sites it takes to say that one stands apart."""
 SHARE: Final = 0.5
 _NOT_MET: Final = WHOLE + 1
+
+Counts = npt.NDArray[np.int64]
+ValueT = TypeVar("ValueT", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,49 @@ def sample(masks: SoftMasks, known: Sequence[int], answered: npt.NDArray[np.bool
     return Sample(np.ascontiguousarray(masks[:, :, step // 2 :: step, step // 2 :: step]), tuple(known), answered)
 
 
-def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
+@dataclass(frozen=True)
+class Meeting:
+    """Two sites' answers to n images, on the labels that both know.
+
+    Attributes
+    ----------
+    one, other
+        Their names.
+    shared
+        Positions of these labels.
+    common, both
+        int64 (n, labels): the sums of the lower levels, and of all.
+    """
+
+    one: str
+    other: str
+    shared: tuple[int, ...]
+    common: Counts
+    both: Counts
+
+
+def meetings(samples: Mapping[str, Sample]) -> list[Meeting]:
+    """Lay every two sites' answers to a chunk, all of the same images, over each other; those that share a label."""
+    found = []
+    sizes = {site: held.masks.sum((2, 3), dtype=np.int64) for site, held in samples.items()}
+    for (one, ours), (other, theirs) in combinations(samples.items(), 2):
+        shared = [label for label in ours.known if label in theirs.known]
+        if shared:
+            common = np.minimum(_of(ours.masks, ours, shared), _of(theirs.masks, theirs, shared))
+            both = _of(sizes[one], ours, shared) + _of(sizes[other], theirs, shared)
+            found.append(Meeting(one, other, tuple(shared), common.sum((2, 3), dtype=np.int64), both))
+    return found
+
+
+def of_chunk(samples: Mapping[str, Sample], met: Sequence[Meeting] | None = None) -> dict[str, tuple[int, int]]:
     """Compare all sites' answers to a chunk.
 
     Parameters
     ----------
     samples
         By site, all of the same images.
+    met
+        Their `meetings`, if they are there already.
 
     Returns
     -------
@@ -78,23 +117,54 @@ def of_chunk(samples: Mapping[str, Sample]) -> dict[str, tuple[int, int]]:
         By site, number of images and the sum of its agreement on them, in ten-thousandths. A site that shares no label and
         image with another is not there.
     """
-    met: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in samples}
-    for (one, ours), (other, theirs) in combinations(samples.items(), 2):
-        shared = [label for label in ours.known if label in theirs.known]
-        if shared:
-            overlap = soft_dice(_labels(ours, shared), _labels(theirs, shared))
-            overlap[~_both_answered(ours, theirs)] = _NOT_MET
-            met[one].append(overlap)
-            met[other].append(overlap)
-    medians = {site: _median(found) for site, found in met.items() if found}
-    return {site: (len(found), int(found.sum())) for site, found in medians.items() if len(found)}
+    found: dict[str, list[Counts]] = {site: [] for site in samples}
+    for meeting in meetings(samples) if met is None else met:
+        overlap = _dice(meeting.common.sum(axis=1), meeting.both.sum(axis=1))
+        overlap[~_both_answered(samples[meeting.one], samples[meeting.other])] = _NOT_MET
+        found[meeting.one].append(overlap)
+        found[meeting.other].append(overlap)
+    medians = {site: _median(overlaps) for site, overlaps in found.items() if overlaps}
+    return {site: (len(held), int(held.sum())) for site, held in medians.items() if len(held)}
 
 
-def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> npt.NDArray[np.int64]:
+def between(
+    samples: Mapping[str, Sample], met: Sequence[Meeting], heard: Mapping[str, npt.NDArray[np.bool_]], count: int
+) -> Counts:
+    """Compare the sites that a pseudo mask was made of with each other.
+
+    Parameters
+    ----------
+    samples, met
+        By site, all of the same images, and their `meetings`.
+    heard
+        By site, bool (n, known labels): which of its masks were folded in.
+    count
+        The number of images, n.
+
+    Returns
+    -------
+    NDArray
+        int64 (n,), in ten-thousandths: the mean over pairs of sites of their soft Dice on the labels of which both were folded
+        in; -1 where there is no such pair.
+    """
+    total, pairs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for one in met:
+        ours, theirs = (_of(heard[site], samples[site], one.shared) for site in (one.one, one.other))
+        folded = ours & theirs
+        there = folded.any(axis=1)
+        total += np.where(there, _dice((one.common * folded).sum(axis=1), (one.both * folded).sum(axis=1)), 0)
+        pairs += there
+    return np.asarray(np.where(pairs > 0, total // np.maximum(pairs, 1), -1), np.int64)
+
+
+def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> Counts:
     """Soft Dice of each image over all its labels, in ten-thousandths: int64 (n,), from uint8 (n, K, h, w)."""
     axes = (1, 2, 3)
     common = np.minimum(ours, theirs).sum(axes, dtype=np.int64)
-    both = ours.sum(axes, dtype=np.int64) + theirs.sum(axes, dtype=np.int64)
+    return _dice(common, ours.sum(axes, dtype=np.int64) + theirs.sum(axes, dtype=np.int64))
+
+
+def _dice(common: Counts, both: Counts) -> Counts:
     return np.asarray(np.where(both > 0, 2 * WHOLE * common // np.maximum(both, 1), WHOLE), np.int64)
 
 
@@ -109,8 +179,9 @@ def stand_apart(agreement: Mapping[str, Agreement]) -> list[str]:
     return sorted(site for site, held in agreement.items() if held.mean < least)
 
 
-def _labels(held: Sample, wanted: list[int]) -> SoftMasks:
-    return held.masks if list(held.known) == wanted else held.masks[:, [held.known.index(label) for label in wanted]]
+def _of(values: npt.NDArray[ValueT], held: Sample, wanted: Sequence[int]) -> npt.NDArray[ValueT]:
+    """Choose labels of an array (n, known labels, ...)."""
+    return values if held.known == tuple(wanted) else values[:, [held.known.index(label) for label in wanted]]
 
 
 def _both_answered(ours: Sample, theirs: Sample) -> npt.NDArray[np.bool_]:

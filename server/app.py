@@ -11,6 +11,7 @@ import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.logger import log
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -30,6 +31,11 @@ app = ServerApp()
 
 RUN_FOLDER_KEY: Final = "run-folder"
 POLL_S: Final = 0.2
+MARGIN_S: Final = 5.0
+"""How much sooner than Flower this side takes a site that is silent for away.
+
+Flower does when two heartbeats of 30 s are due. An `Inquiry` looks every 2 s, and a dead site is to be told of within 60 s.
+"""
 T = TypeVar("T")
 
 
@@ -52,7 +58,7 @@ class GridPost:
         return set(self._nodes())
 
     def _nodes(self) -> dict[str, int]:
-        nodes = list(_patiently(self._grid.get_nodes))
+        nodes = [node for node in _patiently(self._grid.get_nodes) if not is_silent(node, time.time())]
         named = {node.name: node.node_id for node in nodes if node.name in self._sites}
         self._joined.update({node.name: node.last_activated_at for node in nodes if node.name in named})
         if named or any(node.name for node in nodes):
@@ -94,6 +100,11 @@ class GridPost:
             return self._replies.pull(tickets)
         # The sender of an error may be the SuperLink: go by what is replied to.
         return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(tickets)]
+
+
+def is_silent(node: NodeInfo, now: float) -> bool:
+    """Whether a node's next heartbeats are so overdue that Flower is about to take it for offline; ``now`` since 1970."""
+    return node.HasField("online_until") and node.online_until - now < MARGIN_S
 
 
 def _patiently(call: Callable[[], T]) -> T:

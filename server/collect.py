@@ -14,7 +14,7 @@ sites' masks. One with a label of which too few gave a mask has no pseudo mask, 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,10 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.errors import AnswerFileError, ConsentError, ErrorCode, StudyError, WaitingError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.server import agreement
-from consilium.server.fusion.methods import method_of
+from consilium.common.validation import Validation
+from consilium.server.consensus import Fused, Panel, weights_of
 from consilium.server.inquiry import Inquiry, Outcome, Post
-from consilium.server.ledger import Ledger
+from consilium.server.ledger import Ledger, Opinion
 from consilium.server.run_folder import MaskFile
 
 STAGE: Final = "collect"
@@ -73,11 +73,9 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    fused: list[Any]  # a fusion for each image: each has sites of its own
-    given: npt.NDArray[np.int64]  # how many masks of each image and label were folded in
+    panel: Panel
     open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
-    samples: dict[str, agreement.Sample] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +88,8 @@ class Collector:
         Per site, which images of the catalogue it lacks; their pixels travel with the request.
     known
         Per site, the positions of the study's labels it knows: its masks are of those. Each label is known to one at least.
+    validation
+        Of the sites that report it; the same at every start of a study.
     unseal
         Opens a site's answer: its masks in clear, or `WireError`.
     on_chunk
@@ -107,6 +107,7 @@ class Collector:
     missing: Mapping[str, Sequence[bool]]
     known: Mapping[str, Sequence[int]]
     envelope: Mapping[str, str]
+    validation: Mapping[str, Validation] = field(default_factory=dict)
     unseal: Callable[[str, wire.PredictReply], Sequence[bytes]] = lambda _site, reply: reply.masks
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
     on_look: Callable[[set[str]], None] = lambda _connected: None
@@ -125,7 +126,7 @@ class Collector:
         self._todo = [number for number in range(-(-total // size)) if number not in done][::-1]
         self._finished = sum(min(size, total - number * size) for number in done)
         self._sites = set(self.missing)
-        self._fusion = method_of(self.study.fusion)
+        self._weights = weights_of(self.study.sites, self.study.fusion, self.validation)
         self._needed = self._quorums()
         self._least = self._least_masks()
         self._refused: set[str] = set()
@@ -166,9 +167,9 @@ class Collector:
             number = self._todo.pop()
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
-            states = [self._fusion.init((1, *self.study.mask_shape)) for _ in ids]
-            given = np.zeros((len(ids), len(self.study.labels)), np.int64)
-            chunk = self._chunks[number] = _Chunk(first, ids, states, given)
+            shape, alpha = (len(ids), *self.study.mask_shape), self.study.exclusion.alpha
+            panel = Panel(shape, self.study.fusion, self._weights, self.validation, alpha)
+            chunk = self._chunks[number] = _Chunk(first, ids, panel)
             self._fold_what_is_held(number, chunk)
             for site in sorted(self._sites - set(self.study.collect.offline)):
                 self._ask(site, number, chunk)
@@ -229,18 +230,14 @@ class Collector:
         if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(chunk.ids):
             raise WireError(ErrorCode.BAD_MASK, "not exactly one mask, or an abstention, for each image asked for")
         place = {name: i for i, name in enumerate(chunk.ids)}
-        given = set(reply.ids)
-        answered = np.array([name in given for name in chunk.ids])
+        answered = np.isin(chunk.ids, reply.ids)
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
         masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
         for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        for i in np.flatnonzero(answered):  # only now: an answer counts whole or not at all
-            self._fusion.fold(chunk.fused[i], masks[i : i + 1], self.study.fusion.named_weights.get(site, 1), known)
-            chunk.given[i, list(known)] += 1
+        chunk.panel.fold(site, masks, known, answered)  # only now: an answer counts whole or not at all
         self.ledger.abstained(site, [chunk.first + int(i) for i in np.flatnonzero(~answered)])
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
-        chunk.samples[site] = agreement.sample(masks, known, answered)
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
         chunk.open_sites.discard(site)
 
@@ -265,13 +262,13 @@ class Collector:
         self._inquiry.drop(key=number)
         answered = ", ".join(sorted(chunk.answered)) or "no site"
         self._require_quorums(set(chunk.answered), f"answered images {chunk.first} onwards ({answered})")
-        whole = (chunk.given >= self._least).all(axis=1)
-        fused = np.zeros((len(chunk.ids), *self.study.mask_shape), np.uint8)
-        for i in np.flatnonzero(whole):
-            fused[i] = self._fusion.finish(chunk.fused[i])[0]
-        self.pseudo_masks.write(chunk.first, fused)
+        fused = chunk.panel.finish(self._least)
+        whole = (fused.answered >= self._least).all(axis=1)
+        self.pseudo_masks.write(chunk.first, fused.masks)
         self.ledger.without_mask([chunk.first + int(i) for i in np.flatnonzero(~whole)])
-        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), agreement.of_chunk(chunk.samples))
+        silent = {site: int(np.count_nonzero(images)) for site, images in fused.silent.items()}
+        self.ledger.opinions(number, chunk.first, _opinions(fused), silent)
+        self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), fused.agreement_by_site)
         self._finished += len(chunk.ids)
         self.on_chunk(self._finished, len(self.catalogue))
 
@@ -340,6 +337,16 @@ def waits_for_people(study: Study, consents: Collection[str], files: Collection[
     if not consents:
         return AnswerFileError(f"{text} ({told}.)")
     return ConsentError(f"{waits_for_consent(study, consents, told)}\n{text}")
+
+
+def _opinions(fused: Fused) -> list[Opinion]:
+    """What the ledger keeps of each image."""
+    images, most = np.arange(len(fused.seen)), fused.seen.argmax(axis=1)
+    columns = (fused.answered[images, most], fused.seen[images, most], fused.consensus, fused.agreement)
+    return [
+        Opinion(int(answered), int(seen), bool(met), None if np.isnan(agreed) else float(agreed))
+        for answered, seen, met, agreed in zip(*columns, strict=True)
+    ]
 
 
 def _of_all_labels(masks: SoftMasks, known: Sequence[int], labels: int) -> SoftMasks:

@@ -37,6 +37,7 @@ def distill(
     *,
     seed: int,
     kept: npt.NDArray[np.int64] | None = None,
+    agreement: npt.NDArray[np.float64] | None = None,
     folder: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> tuple[nn.Module, History]:
@@ -54,6 +55,8 @@ def distill(
         Decides initial weights, order and augmentation: same seed, same bytes on CPU.
     kept
         Positions of the images to train on; all where None.
+    agreement
+        How far the sites agree about each image, float64 (N,), for image weights by it; see `weighting.agreement_weights`.
     folder
         Where checkpoints go; a training that was interrupted goes on from there and ends with the same bytes. The second
         generation keeps its own, and its masks, in a folder within.
@@ -75,14 +78,14 @@ def distill(
         raise StudyError("no image is left to train the student on")
     steps = settings.training.steps(len(chosen))
     student, history = _generation(
-        images, pseudo_masks, settings, seed, chosen, folder, _after(on_step, 0, settings, steps)
+        images, pseudo_masks, settings, seed, chosen, agreement, folder, _after(on_step, 0, settings, steps)
     )
     if settings.generations == 1:
         return student, history
     second = folder / "second-generation" if folder else None
     masks = mask_again(student, images, pseudo_masks, chosen, second, settings.training.device)
     told = _after(on_step, 1, settings, steps)
-    student, later = _generation(images, masks, settings, seed + _GENERATION_SEEDS, chosen, second, told)
+    student, later = _generation(images, masks, settings, seed + _GENERATION_SEEDS, chosen, agreement, second, told)
     return student, _joined(history, later)
 
 
@@ -149,10 +152,11 @@ def _generation(
     settings: StudentSettings,
     seed: int,
     kept: npt.NDArray[np.int64],
+    agreement: npt.NDArray[np.float64] | None,
     folder: Path | None,
     on_step: Callable[[Progress], None] | None,
 ) -> tuple[nn.Module, History]:
-    weights = image_weights(settings.image_weights, masks)
+    weights = image_weights(settings.image_weights, masks, agreement)
     if weights is not None and not weights[kept].any():
         raise StudyError(
             f'image-weights = "{settings.image_weights}" needs pseudo masks with target pixels; none of the {len(kept)} kept '

@@ -1,5 +1,8 @@
 """Exclusion: leaving an image without a salient target out of the student's training (section 2, Algorithm 1).
 
+The paper's rule knows target pixels and gray-level entropy. Entropy measures fuzz, not error: the consensus rule asks instead
+whether a quorum of sites sees a target, however fuzzy.
+
 Both statistics are computed on the final uint8 pseudo mask. For several labels the union counts: the largest level over
 the labels at each pixel.
 """
@@ -26,6 +29,8 @@ class Reason(StrEnum):
     FEW_TARGET_PIXELS = "few-target-pixels"
     HIGH_ENTROPY = "high-entropy"
     BOTH = "few-target-pixels+high-entropy"
+    NO_CONSENSUS = "no-consensus"
+    FEW_AND_NO_CONSENSUS = "few-target-pixels+no-consensus"
     TOO_FEW_MASKS = "too-few-masks"
 
 
@@ -63,6 +68,11 @@ def statistics(masks: SoftMasks) -> Statistics:
     return Statistics(counts[:, TARGET_LEVEL:].sum(axis=1), -(share * logs).sum(axis=1) + 0.0)
 
 
+def least_target_pixels(alpha: float, size: int) -> float:
+    """Scale ``alpha``, target pixels at 384 x 384, with the area to ``size`` x ``size``."""
+    return alpha * size * size / PAPER_SIZE**2
+
+
 def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -> list[Reason]:
     """Decide about each image.
 
@@ -77,7 +87,7 @@ def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -
     size
         Height and width of the masks in pixels.
     """
-    few = found.target_pixels < alpha * size * size / PAPER_SIZE**2
+    few = found.target_pixels < least_target_pixels(alpha, size)
     high = found.entropy_bits > beta if beta is not None else np.zeros(len(few), bool)
     table = {
         (False, False): Reason.KEPT,
@@ -86,3 +96,23 @@ def reasons(found: Statistics, *, alpha: float, beta: float | None, size: int) -
         (True, True): Reason.BOTH,
     }
     return [table[bool(n), bool(e)] for n, e in zip(few, high, strict=True)]
+
+
+def reasons_by_consensus(
+    found: Statistics, consensus: npt.NDArray[np.bool_], *, alpha: float, size: int
+) -> list[Reason]:
+    """Decide about each image by the consensus rule: few target pixels as in `reasons`, or no quorum sees a target.
+
+    Parameters
+    ----------
+    consensus
+        bool (n,): whether a quorum does.
+    """
+    few = found.target_pixels < least_target_pixels(alpha, size)
+    table = {
+        (False, True): Reason.KEPT,
+        (True, True): Reason.FEW_TARGET_PIXELS,
+        (False, False): Reason.NO_CONSENSUS,
+        (True, False): Reason.FEW_AND_NO_CONSENSUS,
+    }
+    return [table[bool(n), bool(met)] for n, met in zip(few, consensus, strict=True)]

@@ -3,12 +3,19 @@
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from consilium.common.errors import SettingsError
+from consilium.common.settings import read_toml
+
+ABLATION: Final = "ablation"
+"""The ``kind`` of a file that is no grid."""
+
+Scale = Literal["full", "small", "tiny"]
 
 
 class ScaleName(StrEnum):
@@ -33,32 +40,64 @@ def experiment(
         Path | None, typer.Option(help="where teachers, masks and students are kept; shared, experiments share them")
     ] = None,
 ) -> None:
-    """Run a grid of teachers, transferal sets, students and exclusion, and render the paper's tables from it.
+    """Run a grid of teachers, transferal sets, students and exclusion, and render the paper's tables from it; or an ablation.
 
     Started again on the same folder, it goes on where it was.
     """
+    path = find_experiment(file)
+    work = _ablation if read_toml(path).get("kind") == ABLATION else _grid
+    console = Console()
+    root, tables, warnings = work(path, scale.value, tuple(data or ()), run, artefacts, console)
+    for table in tables:
+        console.print(table)
+    for warning in dict.fromkeys(warnings):
+        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Page: {(root / 'index.html').resolve()}", highlight=False, soft_wrap=True)
+
+
+Done = tuple[Path, list[Table], list[str]]
+"""The folder, the tables for a terminal, and what is to be noted."""
+
+
+def _grid(
+    path: Path, scale: Scale, data: tuple[str, ...], run: Path | None, artefacts: Path | None, console: Console
+) -> Done:
     from consilium.server.experiment.page import console_table, write_pages
     from consilium.server.experiment.run import run as run_experiment
     from consilium.server.experiment.settings import load
 
-    settings = load(find_experiment(file), scale.value, tuple(data or ()))
-    suffix = "" if scale is ScaleName.FULL else f"-{scale.value}"
-    root = run or Path("runs") / "experiments" / f"{settings.name}{suffix}"
-    console = Console()
+    settings = load(path, scale, data)
+    root = run or _folder(settings.name, scale)
     work, rows = run_experiment(settings, root, artefacts=artefacts, console=console)
-    for table in write_pages(work, rows, root):
-        console.print(console_table(table))
-    for warning in dict.fromkeys(work.warnings):
-        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Page: {(root / 'index.html').resolve()}", highlight=False, soft_wrap=True)
+    return root, [console_table(table) for table in write_pages(work, rows, root)], work.warnings
+
+
+def _ablation(
+    path: Path, scale: Scale, data: tuple[str, ...], run: Path | None, artefacts: Path | None, console: Console
+) -> Done:
+    from consilium.server.ablation.page import write_pages
+    from consilium.server.ablation.run import run as run_ablation
+    from consilium.server.ablation.settings import load
+    from consilium.server.experiment.page import console_table
+
+    settings = load(path, scale, data)
+    root = run or _folder(settings.name, scale)
+    work, rows = run_ablation(settings, root, artefacts=artefacts, console=console)
+    return root, [console_table(table) for table in write_pages(work, rows, root)], work.warnings
+
+
+def _folder(name: str, scale: Scale) -> Path:
+    return Path("runs") / "experiments" / (name if scale == "full" else f"{name}-{scale}")
 
 
 def find_experiment(path: Path) -> Path:
     """Find an experiment's file: as a path, else by name among the shipped ones."""
     if path.is_file():
         return path
-    shipped = Path(str(files("consilium.configs"))) / "paper" / path.name
-    if shipped.is_file():
-        return shipped
-    known = ", ".join(sorted(entry.name for entry in shipped.parent.glob("*.toml")))
+    configs = Path(str(files("consilium.configs")))
+    shipped = [*sorted((configs / "paper").glob("*.toml")), configs / "consensus-ablation.toml"]
+    for found in shipped:
+        if found.name == path.name:
+            return found
+    known = ", ".join(found.name for found in shipped)
     raise SettingsError(f"{path}: there is no such experiment, and none of that name is shipped ({known})")

@@ -38,6 +38,11 @@ CREATE TABLE IF NOT EXISTS answer (
 CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS abstention (site TEXT NOT NULL, image INTEGER NOT NULL, PRIMARY KEY (site, image)) STRICT;
 CREATE TABLE IF NOT EXISTS without_mask (image INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS opinion (
+    image INTEGER PRIMARY KEY, answered INTEGER NOT NULL, seen INTEGER NOT NULL, consensus INTEGER NOT NULL,
+    agreement REAL) STRICT;
+CREATE TABLE IF NOT EXISTS silence (
+    site TEXT NOT NULL, chunk INTEGER NOT NULL, images INTEGER NOT NULL, PRIMARY KEY (site, chunk)) STRICT;
 CREATE TABLE IF NOT EXISTS ask (
     site TEXT NOT NULL, chunk INTEGER NOT NULL, times INTEGER NOT NULL, asked_at REAL NOT NULL, answered_at REAL,
     PRIMARY KEY (site, chunk)) STRICT;
@@ -77,6 +82,26 @@ class Event:
     site: str
     stage: str
     text: str
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What stands behind the pseudo mask of one image; of several labels, the one that most sites see.
+
+    Attributes
+    ----------
+    answered, seen
+        How many sites gave a mask, and how many of them see a target.
+    consensus
+        Whether these are the quorum that the study's gate asks for.
+    agreement
+        Mean soft Dice, in [0, 1], between the sites that were folded in; None where they are fewer than two.
+    """
+
+    answered: int
+    seen: int
+    consensus: bool
+    agreement: float | None
 
 
 class Ledger:
@@ -251,6 +276,29 @@ class Ledger:
     def images_without_mask(self) -> set[int]:
         """Images that have no pseudo mask, by position in the catalogue."""
         return {image for (image,) in self._run("SELECT image FROM without_mask")}
+
+    def opinions(self, chunk: int, first: int, held: Sequence[Opinion], silent: Mapping[str, int]) -> None:
+        """Record what stands behind each image from position ``first`` on, and of how many the gate left a site out."""
+        with self.together():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO opinion VALUES (?, ?, ?, ?, ?)",
+                [(first + i, one.answered, one.seen, int(one.consensus), one.agreement) for i, one in enumerate(held)],
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO silence VALUES (?, ?, ?)", [(site, chunk, n) for site, n in silent.items()]
+            )
+
+    def opinion(self) -> dict[int, Opinion]:
+        """What stands behind each image, by position in the catalogue."""
+        rows = self._database.execute("SELECT image, answered, seen, consensus, agreement FROM opinion")
+        return {image: Opinion(answered, seen, bool(met), agreed) for image, answered, seen, met, agreed in rows}
+
+    def silent(self) -> dict[str, int]:
+        """Per site: of how many images of finished chunks the gate left its mask out."""
+        rows = self._database.execute(
+            "SELECT site, SUM(silence.images) FROM silence JOIN chunk ON chunk.number = silence.chunk GROUP BY site"
+        )
+        return dict(rows)
 
     # --- sites
 

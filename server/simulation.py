@@ -196,7 +196,12 @@ def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, A
         },
         "training": site.training.model_dump(mode="json", by_alias=True)
         | {"seed": settings.seed + settings.sites.index(name)},
-        "data": {"packed": "data", "size": settings.image.size, "channels": settings.image.channels},
+        "data": {
+            "packed": "data",
+            "size": settings.image.size,
+            "channels": settings.image.channels,
+            **({} if settings.fusion.asks_for_validation else {"validation-share": 0.0}),
+        },
         # There is nobody to ask. A hospital's own policy leaves auto-approve out.
         "policy": {
             "trusted-signers": [signer.hex()],

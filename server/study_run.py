@@ -28,6 +28,7 @@ from consilium.common.evaluation.rows import to_csv
 from consilium.common.metrics import dice, score
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
+from consilium.common.validation import Validation, from_card
 from consilium.common.wire import Score
 from consilium.server import agreement, exclusion, pooled_evaluation, questions, weighting
 from consilium.server.collect import Collector, Watched, waits_for_people
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = 12
 """Transferal images whose masks are kept site by site, for the report's gallery."""
+
+SELECTION: Final = (
+    *("index", "id", "role", "sites", "target_pixels", "entropy_bits", "self_dice"),
+    *("seen", "agreement", "reason", "paper_reason"),
+)
+"""Columns of ``selection.csv``."""
 
 TELL_EVERY_S: Final = 1.0
 SEEN_EVERY_S: Final = 5.0
@@ -97,7 +104,7 @@ class StudyRun:
         with self._stage("describe"):
             connected = self._wait_for_sites(post)
             request = questions.show(self.study, self.catalogue, self.seals)
-            inquiry = self._inquiry(post, wire.DescribeReply, "describe")
+            inquiry = self._inquiry(post, wire.DescribeReply, "describe", connected)
             for site in self.study.online:
                 if site in connected:
                     inquiry.ask(site, 0, lambda: request, self.study.collect.deadline_s)
@@ -169,7 +176,7 @@ class StudyRun:
         """Send the images, once, to sites that have not consented: their people look at them before they decide."""
         new = [site for site in sites if site not in self.ledger.results("offered")]
         count = questions.chunks(self.study, self.catalogue)
-        inquiry = self._inquiry(post, wire.PredictReply, "describe")
+        inquiry = self._inquiry(post, wire.PredictReply, "describe", new)
         todo = deque((site, number) for number in range(count) for site in new)
 
         def request(number: int) -> Callable[[], wire.PredictRequest]:
@@ -215,12 +222,25 @@ class StudyRun:
                 watched=self.watched,
                 missing=missing,
                 known={site: self.known_labels(site) for site in missing},
+                validation=self.validation(pin=True),
                 envelope=self.envelope,
                 unseal=self.seals.open,
                 on_chunk=lambda done, total: self.tell("collect", done, total),
                 on_look=self._look("collect"),
             ).run()
             self._name_who_stands_apart()
+
+    def validation(self, *, pin: bool = False) -> dict[str, Validation]:
+        """What sites report of their teachers, as it was when collecting began: weights stay the same over all starts."""
+        held = self.ledger.results("validation").get("")
+        if held is None:
+            cards = {site: json.loads(card) for site, card in self.ledger.sites().items()}
+            told = {site: from_card(card["teacher"]) for site, card in cards.items() if site in self.study.sites}
+            held = json.dumps({site: {"validation": found.to_card()} for site, found in told.items() if found})
+            if pin:
+                self.ledger.keep_result("", "validation", held)
+        found = {site: from_card(card) for site, card in json.loads(held).items()}
+        return {site: one for site, one in found.items() if one is not None}
 
     def evaluate(self, post: Post) -> None:
         """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
@@ -253,18 +273,43 @@ class StudyRun:
 
     def selection(self) -> tuple[exclusion.Statistics, list[exclusion.Reason]]:
         """Statistics of, and decision about, every image of the catalogue."""
-        masks = self.pseudo_masks.read()
-        step = self.study.collect.chunk
-        found = exclusion.join(exclusion.statistics(masks[at : at + step]) for at in range(0, len(masks), step))
+        found = self._statistics()
+        if self.study.exclusion.rule == "paper":
+            return found, self.by_paper(found)
+        consensus = np.zeros(len(self.catalogue), np.bool_)
+        for image, opinion in self.ledger.opinion().items():
+            consensus[image] = opinion.consensus
+        alpha, size = self.study.exclusion.alpha, self.study.image.size
+        reasons = exclusion.reasons_by_consensus(found, consensus, alpha=alpha, size=size)
+        return found, self._without_mask(reasons)
+
+    def by_paper(self, found: exclusion.Statistics) -> list[exclusion.Reason]:
+        """What the paper's rule says of every image, whether it decides or not."""
         cards = self.ledger.sites()
         soft = any(json.loads(cards[site])["output"] == "soft" for site in self.ledger.answers())
         settings = self.study.exclusion
         reasons = exclusion.reasons(
             found, alpha=settings.alpha, beta=settings.beta if soft else None, size=self.study.image.size
         )
+        return self._without_mask(reasons)
+
+    def _without_mask(self, reasons: list[exclusion.Reason]) -> list[exclusion.Reason]:
         for image in self.ledger.images_without_mask():
             reasons[image] = exclusion.Reason.TOO_FEW_MASKS
-        return found, reasons
+        return reasons
+
+    def _statistics(self) -> exclusion.Statistics:
+        masks = self.pseudo_masks.read()
+        step = self.study.collect.chunk
+        return exclusion.join(exclusion.statistics(masks[at : at + step]) for at in range(0, len(masks), step))
+
+    def agreement(self) -> npt.NDArray[np.float64]:
+        """How far the sites that were folded in agree about each image, float64 (n,); NaN where they are fewer than two."""
+        found = np.full(len(self.catalogue), np.nan)
+        for image, opinion in self.ledger.opinion().items():
+            if opinion.agreement is not None:
+                found[image] = opinion.agreement
+        return found
 
     def distill(self, kept: npt.NDArray[np.int64]) -> None:
         """Train the student, and save it as safetensors with its card."""
@@ -281,6 +326,7 @@ class StudyRun:
                 self.study.student.model_copy(update={"training": training}),
                 seed=self.study.seed,
                 kept=kept,
+                agreement=self.agreement(),
                 folder=self.folder.student / "checkpoints",
                 on_step=self._on_step("distill"),
             )
@@ -384,13 +430,16 @@ class StudyRun:
                 return connected
             time.sleep(0.5)
 
-    def _inquiry(self, post: Post, reply: type[Any], stage: str) -> Inquiry[Any]:
+    def _inquiry(self, post: Post, reply: type[Any], stage: str, asked: Iterable[str] | None = None) -> Inquiry[Any]:
         collect = self.study.collect
-        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage))
+        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage, asked))
 
-    def _look(self, stage: str) -> Callable[[set[str]], None]:
-        """Give what keeps the ledger's word on who is connected, and tells who is not."""
-        sites = set(self.ledger.sites()) & set(self.study.online)
+    def _look(self, stage: str, asked: Iterable[str] | None = None) -> Callable[[set[str]], None]:
+        """Give what keeps the ledger's word on who is connected, and tells who is not.
+
+        Of the sites ``asked``; by default of those that take part.
+        """
+        sites = set(self.ledger.sites()) & set(self.study.online) if asked is None else set(asked)
         before, written = set[str](), float("-inf")
 
         def look(connected: set[str]) -> None:
@@ -541,15 +590,19 @@ class StudyRun:
         return json.loads(held) if held else None
 
     def _write_selection(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> None:
-        sites = self.ledger.finished_chunks()
-        sure = weighting.self_dice(self.pseudo_masks.read())
+        sites, opinions = self.ledger.finished_chunks(), self.ledger.opinion()
+        sure, paper = weighting.self_dice(self.pseudo_masks.read()), self.by_paper(found)
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(("index", "id", "role", "sites", "target_pixels", "entropy_bits", "self_dice", "reason"))
+        rows.writerow(SELECTION)
         for i, entry in enumerate(self.catalogue.manifest.images):
-            answered = sites.get(i // self.study.collect.chunk, 0)
-            pixels, bits = int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}"
-            rows.writerow((i, entry.id, entry.role, answered, pixels, bits, f"{sure[i]:.6f}", reasons[i].value))
+            answered, opinion = sites.get(i // self.study.collect.chunk, 0), opinions.get(i)
+            measured = (int(found.target_pixels[i]), f"{found.entropy_bits[i]:.6f}", f"{sure[i]:.6f}")
+            agreed = "" if opinion is None or opinion.agreement is None else f"{opinion.agreement:.4f}"
+            seen = "" if opinion is None else opinion.seen
+            rows.writerow(
+                (i, entry.id, entry.role, answered, *measured, seen, agreed, reasons[i].value, paper[i].value)
+            )
         _replace(self.folder.selection, table.getvalue())
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
@@ -564,12 +617,17 @@ class StudyRun:
             for low, bar in zip(edges, bars, strict=False)
             if bar
         ]
+        other = (
+            f"at most {settings.beta:g} bits of gray-level entropy (beta)"
+            if settings.rule == "paper"
+            else f'a target that enough sites see (fusion.gate = "{self.study.fusion.gate}")'
+        )
         told = ", ".join(f"{reason.value} {count}" for reason, count in counts.items() if count)
         return "\n  ".join(
             [
                 f"every one of the {len(chosen)} transferal images was excluded ({told}). Kept are images with at least "
-                f"{least:.1f} target pixels (alpha = {settings.alpha:g} at 384 x 384) and at most {settings.beta:g} bits of "
-                "gray-level entropy (beta). Start a study with other thresholds, or with images the teachers know. "
+                f"{least:.1f} target pixels (alpha = {settings.alpha:g} at 384 x 384) and {other}. Start a study with other "
+                "thresholds, or with images the teachers know. "
                 f"Measured: median {np.median(found.target_pixels[chosen]):.0f} target pixels; entropy:",
                 *drawn,
             ]

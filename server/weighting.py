@@ -2,7 +2,8 @@
 
 Exclusion keeps an image or leaves it out; a weight is the same thought without a threshold. Self-Dice finds bad pseudo masks
 better than gray-level entropy does: it asks how much of the mask is fuzzy in relation to the target, not to the image. It
-needs the pseudo mask alone, no site's own mask.
+needs the pseudo mask alone, no site's own mask. Agreement between the sites sees more: where they are sure, and of different
+things. It needs every site's mask.
 """
 
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from consilium.common.errors import DataError
 from consilium.common.soft_mask import TARGET_LEVEL, SoftMasks
 
 CHUNK: Final = 128
@@ -37,9 +39,46 @@ def self_dice(masks: SoftMasks) -> npt.NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def image_weights(method: str, masks: SoftMasks) -> npt.NDArray[np.float64] | None:
-    """Give each image's relative weight in the loss, float64 (n,), by a study's `image-weights`; None for equal ones."""
-    return self_dice(masks) if method == "self-dice" else None
+def agreement_weights(agreement: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Make weights of how far the sites agree about each image.
+
+    Parameters
+    ----------
+    agreement
+        float64 (n,), in [0, 1]; NaN where fewer than two sites were folded in.
+
+    Returns
+    -------
+    NDArray
+        float64 (n,). An image with one site's mask alone weighs as the mean of the others, 1 if there are none: nothing
+        speaks for it, and nothing against it.
+    """
+    known = ~np.isnan(agreement)
+    return np.where(known, agreement, agreement[known].mean() if known.any() else 1.0)
+
+
+def image_weights(
+    method: str, masks: SoftMasks, agreement: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64] | None:
+    """Give each image's relative weight in the loss, float64 (n,); None for equal ones.
+
+    Parameters
+    ----------
+    method
+        A study's `image-weights`.
+    masks
+        Pseudo masks; see `self_dice`.
+    agreement
+        See `agreement_weights`; needed by the methods that are named after it.
+    """
+    if method == "none":
+        return None
+    if method == "self-dice":
+        return self_dice(masks)
+    if agreement is None:
+        raise DataError(f'image-weights = "{method}" needs how far the sites agree about each image')
+    agreed = agreement_weights(agreement)
+    return agreed if method == "agreement" else agreed * self_dice(masks)
 
 
 def _self_dice(masks: SoftMasks) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from consilium.clients.settings import SiteHome
+from consilium.common import validation
 
 LOG: Final = logging.getLogger(__name__)
 NAME: Final = "card.json"
@@ -37,7 +38,10 @@ def keep(folder: Path, card: Mapping[str, Any]) -> Path:
 
 
 def summary(home: SiteHome) -> dict[str, object]:
-    """What the coordinator is told of the last check: nothing, unless it was of this very teacher and found no fault."""
+    """What the coordinator is told of the last check: nothing, unless it was of this very teacher and found no fault.
+
+    ``checked`` and ``validation``, which is the same in the form that every teacher has it in.
+    """
     path = home.checks / NAME
     try:
         card = json.loads(path.read_text("utf-8"))
@@ -51,7 +55,7 @@ def summary(home: SiteHome) -> dict[str, object]:
         if card["fingerprint"] != fingerprint(home):
             LOG.warning("the teacher was changed after its last check; run consilium-site check again")
             return {}
-        return {
+        told: dict[str, object] = {
             "checked": {
                 "images": int(card["images"]),
                 "dice-mean": float(card["dice-mean"]),
@@ -59,6 +63,8 @@ def summary(home: SiteHome) -> dict[str, object]:
                 "temperature": home.settings.teacher.temperature,
             }
         }
+        found = validation.from_card(card)
+        return told if found is None else told | {"validation": found.to_card()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:

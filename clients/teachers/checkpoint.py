@@ -15,7 +15,16 @@ from consilium.common.training.device import choose_device
 from consilium.common.training.predict import predict
 
 _PUBLIC_NETWORK: Final = ("name", "encoder", "width", "norm")
-_PUBLIC: Final = ("size", "in_channels", "classes", "test-images", "train-images", "dice-mean", "dice-std")
+_PUBLIC: Final = (
+    "size",
+    "in_channels",
+    "classes",
+    "test-images",
+    "train-images",
+    "dice-mean",
+    "dice-std",
+    "validation",
+)
 
 
 class CheckpointTeacher:

@@ -15,8 +15,9 @@ from consilium.clients.teachers.settings import (
     TorchExportSettings,
     TorchScriptSettings,
 )
-from consilium.clients.teachers.temperature import LEVELS_CLIP, LOGITS_CLIP, TemperedTeacher
+from consilium.clients.teachers.tempered import TemperedTeacher
 from consilium.common.errors import SettingsError
+from consilium.common.temperature import LEVELS_CLIP, LOGITS_CLIP
 
 
 def open_teacher(home: SiteHome) -> Teacher:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from consilium.clients.policy import Output
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Settings
+from consilium.common.temperature import TEMPERATURES
 
 Meaning = Literal["logits", "softmax-logits", "probabilities", "binary", "classes"]
 Normalisation = Literal["unit", "raw", "zscore", "min-max", "mean-std"]
@@ -28,7 +29,6 @@ Orientation = Literal[
 Shape = tuple[int, int]
 
 NORMALISATIONS: Final[tuple[Normalisation, ...]] = get_args(Normalisation)
-TEMPERATURES: Final = (0.25, 8.0)
 _SIDE: Final = range(16, 4097)
 _IMPORT_PATH: Final = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 

@@ -7,6 +7,7 @@ last bit. (torch's CPU kernels add in an order that depends on the number of thr
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -33,6 +34,8 @@ from consilium.common.training.device import choose_device, to_unit
 from consilium.common.training.distort import Distortion, distort
 from consilium.common.training.loss import DICE_OF, dice_bce
 from consilium.common.training.settings import TrainingSettings
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else a line about precision for every training
 
 CURVE_POINTS: Final = 200
 _ORDER, _AUGMENTATION, _DROPOUT, _DISTORTION, _CUTMIX = range(5)  # independent streams of one seed

@@ -36,8 +36,9 @@ class DataSet:
         uint8 (N, C, H, W), memory-mapped.
     masks
         uint8 (N, K, H, W), 0 or 1, memory-mapped; None where they were not asked for.
-    sources, groups
-        Where each image came from, and which patients or near duplicates belong together.
+    sources, groups, kinds
+        Where each image came from, which patients or near duplicates belong together, and the data set's own word for what it
+        shows, empty where it has none. A phantom is benign where all it shows are cysts, else malignant.
     ids
         SHA-256, in hex, of each image's pixels.
     digest
@@ -49,6 +50,7 @@ class DataSet:
     masks: npt.NDArray[np.uint8] | None
     sources: tuple[str, ...]
     groups: tuple[str, ...]
+    kinds: tuple[str, ...]
     ids: tuple[str, ...]
     digest: str
 
@@ -66,6 +68,34 @@ class DataSet:
         if self.masks is None:
             raise DataError(f"the data set {self.name} was packed without masks, and they are asked for here")
         return self.masks
+
+    def take(self, name: str, indices: npt.NDArray[np.int64]) -> "DataSet":
+        """Choose images by position, in that order; the pixels are copied into memory."""
+        return DataSet(
+            name,
+            self.images[indices],
+            None if self.masks is None else self.masks[indices],
+            tuple(self.sources[i] for i in indices),
+            tuple(self.groups[i] for i in indices),
+            tuple(self.kinds[i] for i in indices),
+            tuple(self.ids[i] for i in indices),
+            digest_of({"of": self.digest, "indices": indices.tolist()}),
+        )
+
+
+def joined(name: str, sets: Sequence[DataSet]) -> DataSet:
+    """Put data sets one behind the other; groups of different sets stay apart. Without masks if one of them has none."""
+    masks = [one.masks for one in sets if one.masks is not None]
+    return DataSet(
+        name,
+        np.concatenate([one.images for one in sets]),
+        np.concatenate(masks) if len(masks) == len(sets) else None,
+        tuple(source for one in sets for source in one.sources),
+        tuple(group and f"{one.name}: {group}" for one in sets for group in one.groups),
+        tuple(kind for one in sets for kind in one.kinds),
+        tuple(each for one in sets for each in one.ids),
+        digest_of([one.digest for one in sets]),
+    )
 
 
 def prepare(
@@ -97,11 +127,12 @@ def prepare(
         raise SettingsError(
             f"data.{name}: where is {settings.data_set}? Give its folder as path, or with --data {name}=FOLDER"
         )
-    facts = settings.model_dump(mode="json", by_alias=True) | {"size": size, "channels": channels, "masks": with_masks}
+    form = {"size": size, "channels": channels, "masks": with_masks, "kinds": True}
+    facts = settings.model_dump(mode="json", by_alias=True) | form
 
     def make(folder: Path) -> None:
         if settings.data_set == PHANTOMS:
-            data = _phantoms(settings, size)
+            data, kinds = _phantoms(settings, size)
         else:
             chosen = _cases(settings, size, channels, grouped=with_masks)
 
@@ -111,10 +142,10 @@ def prepare(
             if not with_masks:
                 _pack_images(folder, chosen, size, channels, on_case)
                 return
-            data = read(chosen, size, channels, on_case=on_case)
+            data, kinds = read(chosen, size, channels, on_case=on_case), [case.kind for case in chosen]
         pack(folder, data)
         ids = [_sha256(image) for image in data.images]
-        _write_digests(folder, ids, _sha256(data.masks) if with_masks else "")
+        _write_digests(folder, ids, _sha256(data.masks) if with_masks else "", kinds)
 
     folder = store.keep("data", facts, make).folder
     digests = json.loads((folder / DIGESTS_NAME).read_text("utf-8"))
@@ -123,7 +154,8 @@ def prepare(
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False) if with_masks else None
     ids = tuple(digests["images"])
-    return DataSet(name, images, masks, sources, groups, ids, digest_of([digests["masks"], *ids]))
+    digest = digest_of([digests["masks"], *ids])
+    return DataSet(name, images, masks, sources, groups, tuple(digests["kinds"]), ids, digest)
 
 
 def part_of(groups: Sequence[str], part: tuple[float, float], seed: int) -> npt.NDArray[np.int64]:
@@ -192,18 +224,22 @@ def _chosen(groups: Sequence[str], settings: DataSettings) -> npt.NDArray[np.int
     return positions
 
 
-def _phantoms(settings: DataSettings, size: int) -> Labelled:
-    images, masks = phantoms.make(
+def _phantoms(settings: DataSettings, size: int) -> tuple[Labelled, list[str]]:
+    images, parts = phantoms.make(
         settings.hospital,
         settings.count,
         size,
         settings.seed,
         lesion_free=settings.lesion_free,
         start=settings.first,
+        labels=("cyst", "mass"),
     )
     sources = tuple(f"phantom {settings.hospital} {settings.first + i}" for i in range(settings.count))
-    whole = Labelled(images, masks, sources, ("",) * settings.count)
-    return whole.take(_chosen(whole.groups, settings))
+    whole = Labelled(images, parts.max(axis=1, keepdims=True), sources, ("",) * settings.count)
+    chosen = _chosen(whole.groups, settings)
+    cysts, masses = (parts[chosen, place].any(axis=(1, 2)).tolist() for place in range(2))
+    kinds = ["malignant" if mass else "benign" if cyst else "" for cyst, mass in zip(cysts, masses, strict=True)]
+    return whole.take(chosen), kinds
 
 
 def _cases(settings: DataSettings, size: int, channels: int, *, grouped: bool) -> list[Case]:
@@ -231,11 +267,11 @@ def _pack_images(folder: Path, cases: list[Case], size: int, channels: int, on_c
     images.flush()
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as table:
         csv.writer(table).writerows([("source", "group"), *((case.source, case.group) for case in cases)])
-    _write_digests(folder, ids, "")
+    _write_digests(folder, ids, "", [case.kind for case in cases])
 
 
-def _write_digests(folder: Path, ids: list[str], masks: str) -> None:
-    write_text(folder / DIGESTS_NAME, json.dumps({"images": ids, "masks": masks}, indent=0) + "\n")
+def _write_digests(folder: Path, ids: list[str], masks: str, kinds: list[str]) -> None:
+    write_text(folder / DIGESTS_NAME, json.dumps({"images": ids, "masks": masks, "kinds": kinds}, indent=0) + "\n")
 
 
 def _sha256(array: npt.NDArray[np.uint8]) -> str:

@@ -1,15 +1,13 @@
 """Showing how far an experiment is: bars in a terminal, a line a cell everywhere."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from consilium.server.experiment.rows import Row
 
 INSTANT_S: Final = 0.5
 """A cell that took less, in seconds, was there already and says nothing about the time the others need."""
@@ -52,17 +50,16 @@ class Display:
         self._bars.update(self._now, completed=done, total=total)
 
     @contextmanager
-    def cell(self, name: str) -> Iterator[Callable[[Sequence[Row]], None]]:
-        """Show a cell; call what it gives with the cell's rows at its end."""
+    def cell(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Show a cell; call what it gives with what was found at its end."""
         began = time.monotonic()
         self._bars.update(self._all, note=self._left())
 
-        def finish(rows: Sequence[Row]) -> None:
+        def finish(found: str) -> None:
             took = time.monotonic() - began
             self._done += 1
             if took >= INSTANT_S:
                 self._took.append(took)
-            found = ", ".join(f"{row.test} {row.dice_mean:.1f} ± {row.dice_std:.1f}" for row in rows)
             place = f"[{self._done}/{self._cells}]"
             self.console.print(f"{place} {name}: {found or 'done'}", markup=False, highlight=False, soft_wrap=True)
             self._bars.update(self._all, completed=self._done, note=self._left())

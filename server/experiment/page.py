@@ -34,14 +34,19 @@ def write_pages(work: Experimenter, rows: Sequence[Row], root: Path) -> list[Tab
         Its folder.
     """
     made = tables_of(work.settings, rows, list(work.counts()))
+    write_tables(made, root)
+    write_text(root / "index.html", _page(work, made))
+    return made
+
+
+def write_tables(made: Iterable[Table], root: Path) -> None:
+    """Write ``tables/`` into an experiment's folder."""
     folder = root / "tables"
     folder.mkdir(exist_ok=True)
     for table in made:
         write_text(folder / f"{table.name}.md", render.markdown(table))
         write_text(folder / f"{table.name}.html", str(render.html(table)))
         write_text(folder / f"{table.name}.tex", render.latex(table))
-    write_text(root / "index.html", _page(work, made))
-    return made
 
 
 def tables_of(settings: Experiment, rows: Sequence[Row], counts: Iterable[Count]) -> list[Table]:
@@ -82,7 +87,7 @@ def console_table(table: Table) -> rich.table.Table:
     for place, column in enumerate(table.columns):
         header = column.replace("student ", "student\n")
         header = header.replace("-", "-\n") if len(column) > len("DeepLabv3+") else header
-        shown.add_column(header, justify="right" if place else "left")
+        shown.add_column(header, justify="right" if place else "left", overflow="fold")
     for row in table.rows:
         texts = (f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row)
         lines = (text.replace(" ±", "\n±").replace(" [", "\n[") for text in texts)

@@ -5,11 +5,8 @@ any moment, goes on where it was. The results are written anew after every cell.
 """
 
 import csv
-import fcntl
 import io
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -19,7 +16,7 @@ import numpy.typing as npt
 import tomli_w
 from rich.console import Console
 
-from consilium.common.errors import DataError, StateError
+from consilium.common.errors import DataError
 from consilium.common.metrics import score
 from consilium.common.wire import Score
 from consilium.server.experiment import stages
@@ -29,7 +26,7 @@ from consilium.server.experiment.grid import Cell, CountCell, ScratchCell, Stude
 from consilium.server.experiment.rows import Row, Variant, write_rows
 from consilium.server.experiment.settings import Experiment
 from consilium.server.experiment.stages import Masks, Model, Selection
-from consilium.server.experiment.store import Store, write_text
+from consilium.server.experiment.store import Store, alone_in, write_text
 
 LEAK_LIMIT: Final = 0.05
 """Most of a test set, as a share, that may be among a model's labelled training images: published data sets repeat a few
@@ -80,7 +77,7 @@ class Experimenter:
     def teacher(self, name: str, seed: int) -> Model:
         """A trained teacher. Each has a seed of its own, so that two of the same network differ."""
         one = self.settings.teachers[name]
-        own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0] >> 1)
+        own = stages.seed_of(seed, name)
         what = f"teacher {name} learns {one.train_on}"
         return stages.teach(self.store, one.network, one.training, self.data(one.train_on), seed=own, what=what)
 
@@ -304,7 +301,7 @@ def run(
     root.mkdir(parents=True, exist_ok=True)
     console = console or Console(quiet=True)
     todo = list(cells(settings))
-    with _locked(root), Display(console, len(todo)) as display:
+    with alone_in(root), Display(console, len(todo)) as display:
         write_text(
             root / "experiment.toml", tomli_w.dumps(settings.model_dump(mode="json", by_alias=True, exclude_none=True))
         )
@@ -315,7 +312,7 @@ def run(
                 added = work.rows(cell)
                 rows += added
                 write_rows(root / "results.csv", rows)
-                finish(added)
+                finish(", ".join(f"{row.test} {row.dice_mean:.1f} ± {row.dice_std:.1f}" for row in added))
         write_text(root / "selections.csv", _selections(work.counts()))
     return work, rows
 
@@ -337,13 +334,3 @@ def _selections(counts: Iterator[Count]) -> str:
 def _rounded(values: npt.NDArray[np.float64]) -> Score:
     found = score(values)
     return Score(mean=round(found.mean, 4), std=round(found.std, 4), n=found.n)
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    with (root / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"{root} is in use by another process; wait for it, or stop it") from None
-        yield

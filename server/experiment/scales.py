@@ -126,13 +126,13 @@ def applied(document: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     for data in made["data"].values():
         data["limit"] = min(data["limit"] or scale.limit, scale.limit)
         if scale.phantoms:
-            _become_phantoms(data, scale)
+            become_phantoms(data, scale)
     for teacher in made["teachers"].values():
-        _shrink(teacher["network"], scale)
+        shrink(teacher["network"], scale)
         teacher["training"] = _cut(teacher["training"], scale.teacher)
     made["transferal"] = {name: {} for name in made["transferal"]}
     for student in made["students"].values():
-        _shrink(student["network"], scale)
+        shrink(student["network"], scale)
         student["training"] = _cut(student["training"], scale.student)
     for tuning in made["fine-tune"].values():
         tuning["images"] = min(tuning["images"], scale.labelled)
@@ -155,7 +155,8 @@ def _cut(training: Mapping[str, Any], scale: TrainingSettings) -> dict[str, Any]
     return scale.model_dump(mode="json", by_alias=True) | {"device": training["device"]}
 
 
-def _shrink(network: dict[str, Any], scale: Scale) -> None:
+def shrink(network: dict[str, Any], scale: Scale) -> None:
+    """Make a network's document, whole, that of a scale, in place."""
     name = network["name"]
     if name in OWN_NETWORKS:
         network["width"] = 16 if name == "sdu-net" else scale.width
@@ -166,7 +167,8 @@ def _shrink(network: dict[str, Any], scale: Scale) -> None:
         network["width"] = scale.decoder_width
 
 
-def _become_phantoms(data: dict[str, Any], scale: Scale) -> None:
+def become_phantoms(data: dict[str, Any], scale: Scale) -> None:
+    """Put a scale's phantoms in the place of a data set, in its document."""
     if data["data-set"] == "phantoms":
         data["count"] = min(data["count"], scale.phantoms)
         return

@@ -1,8 +1,8 @@
 """The settings of an experiment: a grid over the stages of a study, in one file."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -176,30 +176,55 @@ def load(path: Path, scale: scales.Name = "full", data: tuple[str, ...] = ()) ->
     SettingsError
         With every fault of the file, or of the command line.
     """
-    document = read_toml(path)
-    own = document.pop("scale", {})
-    if not isinstance(own, dict) or (strange := sorted(set(own) - set(scales.SCALES))):
-        told = ", ".join(strange) if isinstance(own, dict) else repr(own)
-        raise SettingsError(f"{path}: [scale] holds the tables {' and '.join(scales.SCALES)}; got {told}")
+    document, own = read_scaled(path)
     full = parse(Experiment, document, str(path))
-    document = scales.merged(full.model_dump(mode="json", by_alias=True), _placed(full, data))
+    document = scales.merged(full.model_dump(mode="json", by_alias=True), {"data": placed(full.data, data)})
     if scale != "full":
         document = scales.merged(scales.applied(document, scales.SCALES[scale]), own.get(scale, {}))
     return parse(Experiment, document, f"{path} at scale {scale}")
 
 
-def _placed(settings: Experiment, given: tuple[str, ...]) -> dict[str, object]:
-    placed: dict[str, dict[str, str]] = {}
+def read_scaled(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read an experiment's file: the document, and by scale what is to be laid over it.
+
+    Raises
+    ------
+    SettingsError
+        If it is no TOML file, or its tables of scales are not what they should be.
+    """
+    document = read_toml(path)
+    own = document.pop("scale", {})
+    if not isinstance(own, dict) or (strange := sorted(set(own) - set(scales.SCALES))):
+        told = ", ".join(strange) if isinstance(own, dict) else repr(own)
+        raise SettingsError(f"{path}: [scale] holds the tables {' and '.join(scales.SCALES)}; got {told}")
+    return document, own
+
+
+def placed(known: Mapping[str, DataSettings], given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Say where data is, by what a command line says of it: what is to be laid over a document's ``data``.
+
+    Parameters
+    ----------
+    known
+        The document's data sets.
+    given
+        As for `load`.
+
+    Raises
+    ------
+    SettingsError
+        If a text is not of that form, or names nothing known.
+    """
+    found: dict[str, dict[str, str]] = {}
     for text in given:
         name, equals, place = text.partition("=")
-        names = [name] if name in settings.data else [key for key, one in settings.data.items() if one.data_set == name]
+        names = [name] if name in known else [key for key, one in known.items() if one.data_set == name]
         if not equals or not place or not names:
             raise SettingsError(
-                f"--data is NAME=PATH or NAME=SET:PATH, NAME one of {', '.join(settings.data)} or their data sets; "
-                f"got {text!r}"
+                f"--data is NAME=PATH or NAME=SET:PATH, NAME one of {', '.join(known)} or their data sets; got {text!r}"
             )
         data_set, colon, folder = place.partition(":")
         swapped = bool(colon) and data_set in DATA_SETS
         value = {"path": str(Path(folder if swapped else place).expanduser().resolve())}
-        placed |= dict.fromkeys(names, value | ({"data-set": data_set} if swapped else {}))
-    return {"data": placed}
+        found |= dict.fromkeys(names, value | ({"data-set": data_set} if swapped else {}))
+    return found

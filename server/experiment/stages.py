@@ -12,6 +12,7 @@ cells share teachers, soft masks and students. They are a library too::
 """
 
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def teach(
         For the display.
     """
     whole = np.arange(len(data))
-    facts = _training_facts(network, training, seed) | {"data": data.digest}
+    facts = training_facts(network, training, seed) | {"data": data.digest}
     make = _supervised(store, network, training, data, whole, seed, what or f"{network.name} learns {data.name}")
     return Model(store.keep("model", facts, make), network, training.device)
 
@@ -106,7 +107,7 @@ def from_scratch(
     seed: int,
 ) -> Model:
     """Train a network with the labels of some images, by position."""
-    facts = _training_facts(network, training, seed) | {"data": data.digest, "indices": indices.tolist()}
+    facts = training_facts(network, training, seed) | {"data": data.digest, "indices": indices.tolist()}
     what = f"{network.name} learns {len(indices)} of {data.name} from scratch"
     make = _supervised(store, network, training, data, indices, seed, what)
     return Model(store.keep("model", facts, make), network, training.device)
@@ -122,7 +123,7 @@ def fine_tune(
     seed: int,
 ) -> Model:
     """Train a model on with the labels of some images, by position (Algorithm 2, line 12)."""
-    facts = _training_facts(model.network, training, seed) | {
+    facts = training_facts(model.network, training, seed) | {
         "from": model.artefact.digest,
         "data": data.digest,
         "indices": indices.tolist(),
@@ -136,17 +137,42 @@ def annotate(store: Store, teacher: Model, data: DataSet, *, binary: bool = Fals
     """Give a teacher's soft masks, or binary ones, of every image of a data set."""
     facts = {"teacher": teacher.artefact.digest, "images": data.pixels, "binary": binary}
 
-    def masks_of(module: nn.Module, at: slice) -> SoftMasks:
-        masks = quantise(predict(module, data.images[at], device=teacher.device))
-        return reduce_levels(masks, 2) if binary else masks
+    def begin() -> Callable[[slice], SoftMasks]:
+        module = teacher.load()
+
+        def masks_of(at: slice) -> SoftMasks:
+            masks = quantise(predict(module, data.images[at], device=teacher.device))
+            return reduce_levels(masks, 2) if binary else masks
+
+        return masks_of
+
+    return keep_masks(store, facts, len(data), begin, f"{teacher.network.name} annotates {data.name}")
+
+
+def keep_masks(
+    store: Store, facts: Mapping[str, Any], count: int, begin: Callable[[], Callable[[slice], SoftMasks]], what: str
+) -> Masks:
+    """Give soft masks, computing them if they are not there.
+
+    Parameters
+    ----------
+    store
+        Keeps them.
+    facts
+        All that decides them.
+    count
+        How many.
+    begin
+        Called only if they are to be computed; gives a function from a slice of the images to their masks.
+    what
+        For the display.
+    """
 
     def make(folder: Path) -> None:
-        module = teacher.load()
-        what = f"{teacher.network.name} annotates {data.name}"
-        _write_masks(store, folder, len(data), lambda at: masks_of(module, at), what)
+        write_masks(store, folder, count, begin(), what)
 
     kept = store.keep("masks", facts, make)
-    return Masks(kept.digest, _open_masks(kept.folder))
+    return Masks(kept.digest, open_masks(kept.folder))
 
 
 def fuse(store: Store, teachers: Sequence[Masks], weights: Sequence[int] | None = None) -> Masks:
@@ -172,19 +198,18 @@ def fuse(store: Store, teachers: Sequence[Masks], weights: Sequence[int] | None 
             weighted_mean.fold(state, part, weight)
         return weighted_mean.finish(state)
 
-    def make(folder: Path) -> None:
-        _write_masks(store, folder, len(teachers[0].masks), fused, f"masks of {len(teachers)} teachers are fused")
-
     order = sorted(zip([teacher.digest for teacher in teachers], shares, strict=True))  # a sum knows no order
-    kept = store.keep("masks", {"fused": [list(pair) for pair in order]}, make)
-    return Masks(kept.digest, _open_masks(kept.folder))
+    facts = {"fused": [list(pair) for pair in order]}
+    return keep_masks(
+        store, facts, len(teachers[0].masks), lambda: fused, f"masks of {len(teachers)} teachers are fused"
+    )
 
 
 def select(store: Store, pseudo: Masks, *, alpha: float, beta: float | None) -> Selection:
     """Exclude images without a salient target; `alpha` and `beta` as in `exclusion.reasons`."""
 
     def make(folder: Path) -> None:
-        parts = [exclusion.statistics(pseudo.masks[at]) for at in _slices(len(pseudo.masks))]
+        parts = [exclusion.statistics(pseudo.masks[at]) for at in slices(len(pseudo.masks))]
         found = exclusion.join(parts)
         np.save(folder / "target_pixels.npy", found.target_pixels)
         np.save(folder / "entropy_bits.npy", found.entropy_bits)
@@ -203,6 +228,7 @@ def distil(
     *,
     seed: int,
     kept: npt.NDArray[np.int64] | None = None,
+    agreement: npt.NDArray[np.float64] | None = None,
 ) -> Model:
     """Train a student on pseudo-annotated images (Algorithm 1, line 11).
 
@@ -218,6 +244,8 @@ def distil(
         As for `teach`.
     kept
         Positions of the images to train on; all where None.
+    agreement
+        As of `distill`; whatever decides the pseudo masks decides it too.
 
     Raises
     ------
@@ -225,7 +253,7 @@ def distil(
         If no image is kept.
     """
     chosen = np.arange(len(data)) if kept is None else kept
-    facts = _training_facts(settings.network, settings.training, seed) | {
+    facts = training_facts(settings.network, settings.training, seed) | {
         "images": data.pixels,
         "pseudo": pseudo.digest,
         "kept": digest_of(chosen.tolist()),
@@ -241,10 +269,11 @@ def distil(
             settings,
             seed=seed,
             kept=chosen,
+            agreement=agreement,
             folder=folder / "checkpoints",
-            on_step=_on_step(store, what),
+            on_step=teller(store, what),
         )
-        _save(folder, student, settings.network, data, pseudo.masks.shape[1])
+        save_model(folder, student, settings.network, data, pseudo.masks.shape[1])
 
     return Model(store.keep("model", facts, make), settings.network, settings.training.device)
 
@@ -258,7 +287,7 @@ def evaluate(
 
     def make(folder: Path) -> None:
         module, what, values = model.load(), f"{model.network.name} is tested on {data.name}", []
-        for at in _slices(len(chosen)):
+        for at in slices(len(chosen)):
             masks = quantise(predict(module, data.images[chosen[at]], device=model.device))
             values.append(dice(masks, data.truth[chosen[at]]))
             store.tell(what, at.stop, len(chosen))
@@ -268,7 +297,13 @@ def evaluate(
     return values
 
 
-def _training_facts(network: NetworkSettings, training: TrainingSettings, seed: int) -> dict[str, Any]:
+def seed_of(seed: int, name: str) -> int:
+    """Give a name a seed of its own, so that two of the same network differ."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0] >> 1)
+
+
+def training_facts(network: NetworkSettings, training: TrainingSettings, seed: int) -> dict[str, Any]:
+    """All that decides a training but the images."""
     how: Mapping[str, Any] = training.model_dump(mode="json", exclude=_ELSEWHERE)
     return {"network": network.model_dump(mode="json"), "training": how, "seed": seed}
 
@@ -292,25 +327,28 @@ def _supervised(
             training,
             seed=seed,
             folder=folder / "checkpoints",
-            on_step=_on_step(store, what),
+            on_step=teller(store, what),
         )
-        _save(folder, module, network, data, data.truth.shape[1])
+        save_model(folder, module, network, data, data.truth.shape[1])
 
     return make
 
 
-def _save(folder: Path, module: nn.Module, network: NetworkSettings, data: DataSet, classes: int) -> None:
+def save_model(folder: Path, module: nn.Module, network: NetworkSettings, data: DataSet, classes: int) -> None:
+    """Leave a trained network for `Model.load`, and no checkpoint."""
     save_student(folder, module, student_card(network, data.images.shape[1], classes, data.images.shape[-1]))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _on_step(store: Store, what: str) -> Callable[[Progress], None]:
+def teller(store: Store, what: str) -> Callable[[Progress], None]:
+    """Give what tells the store's display of a training's steps."""
     return lambda progress: store.tell(what, progress.step, progress.steps)
 
 
-def _write_masks(store: Store, folder: Path, count: int, give: Callable[[slice], SoftMasks], what: str) -> None:
+def write_masks(store: Store, folder: Path, count: int, give: Callable[[slice], SoftMasks], what: str) -> None:
+    """Leave soft masks in a folder, chunk by chunk."""
     file: SoftMasks | None = None
-    for at in _slices(count):
+    for at in slices(count):
         masks = give(at)
         if file is None:
             shape = (count, *masks.shape[1:])
@@ -321,10 +359,12 @@ def _write_masks(store: Store, folder: Path, count: int, give: Callable[[slice],
         file.flush()
 
 
-def _open_masks(folder: Path) -> SoftMasks:
+def open_masks(folder: Path) -> SoftMasks:
+    """Open what `write_masks` left."""
     masks: SoftMasks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     return masks
 
 
-def _slices(count: int) -> list[slice]:
+def slices(count: int) -> list[slice]:
+    """Cut so many images into chunks."""
     return [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]

@@ -57,6 +57,12 @@ def fold(state: AllMasks, masks: SoftMasks, weight: int = 1, known: Sequence[int
         state.planes[row].append(masks[:, place].copy())
 
 
+def merge(state: AllMasks, other: AllMasks, labels: Sequence[int]) -> None:
+    """Add the answers in another state, of some labels, as if they had been folded into this one."""
+    for row in labels:
+        state.planes[row].extend(other.planes[row])
+
+
 def by_label(state: AllMasks, least_sites: int) -> Iterator[tuple[int, list[SoftMasks]]]:
     """Give each label's position and planes; `DataError` where fewer sites than ``least_sites`` were folded in."""
     for label, planes in enumerate(state.planes):

@@ -6,6 +6,7 @@ method             holds against                                              st
 ``weighted-mean``  none: one site moves the mean as far as its weight says     4, whatever the number of sites (sums alone)
 ``trimmed-mean``   up to ``trim`` sites; needs ``2 * trim + 1`` of each label  1 a site (all masks)
 ``median``         fewer than half of the sites                                1 a site (all masks)
+``staple``         sites that are often wrong where most agree                 1 a site (all masks)
 =================  =========================================================  ==========================================
 """
 
@@ -16,12 +17,14 @@ from typing import Any
 
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import FusionSettings
-from consilium.server.fusion import median, trimmed_mean, weighted_mean
+from consilium.server.fusion import median, staple, trimmed_mean, weighted_mean
 
 
 @dataclass(frozen=True)
 class Method:
     """A fusion: ``init(shape)``, then ``fold(state, masks, weight, known)`` for each site, then ``finish(state)``.
+
+    Every state is of all labels, and each label is fused for itself.
 
     Attributes
     ----------
@@ -29,12 +32,15 @@ class Method:
         Gives a state for n images, of shape (n, K, H, W).
     fold
         Adds one site's masks, uint8 (n, known labels, H, W), to the state, in any order.
+    merge
+        ``merge(state, other, labels)`` adds what was folded into another state, of some labels.
     finish
         Gives the pseudo masks, uint8 (n, K, H, W). Needs `FusionSettings.least_sites` of every label.
     """
 
     init: Callable[[tuple[int, int, int, int]], Any]
     fold: Callable[[Any, SoftMasks, int, Sequence[int] | None], None]
+    merge: Callable[[Any, Any, Sequence[int]], None]
     finish: Callable[[Any], SoftMasks]
 
 
@@ -42,7 +48,6 @@ def method_of(settings: FusionSettings) -> Method:
     """Find the method that a study's settings name."""
     if settings.method == "trimmed-mean":
         finish = partial(trimmed_mean.finish, trim=settings.trim)
-        return Method(trimmed_mean.init, trimmed_mean.fold, finish)
-    if settings.method == "median":
-        return Method(median.init, median.fold, median.finish)
-    return Method(weighted_mean.init, weighted_mean.fold, weighted_mean.finish)
+        return Method(trimmed_mean.init, trimmed_mean.fold, trimmed_mean.merge, finish)
+    module = {"median": median, "staple": staple, "weighted-mean": weighted_mean}[settings.method]
+    return Method(module.init, module.fold, module.merge, module.finish)

@@ -71,6 +71,18 @@ def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1, known: Sequence
     state.sites[rows] += 1
 
 
+def merge(state: WeightedMean, other: WeightedMean, labels: Sequence[int]) -> None:
+    """Add the answers in another state, of some labels, as if they had been folded into this one."""
+    rows = list(labels)
+    if (state.weights[rows] + other.weights[rows] > WEIGHT_LIMIT).any():
+        raise DataError(
+            f"weights sum to at most {WEIGHT_LIMIT}; got {(state.weights[rows] + other.weights[rows]).max()}"
+        )
+    state.total[:, rows] += other.total[:, rows]
+    state.weights[rows] += other.weights[rows]
+    state.sites[rows] += other.sites[rows]
+
+
 def finish(state: WeightedMean) -> SoftMasks:
     """The pseudo masks: uint8 (n, K, H, W), the weighted mean rounded to the nearest level, halves down as in `soft_mask`.
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from consilium.server.report.tables import Rival
 
-_COLOURS: Final = {
+COLOURS: Final = {
     "ink": "#010101",
     "grid": "#020202",
     "kept": "#030303",
@@ -30,7 +30,7 @@ _COLOURS: Final = {
 }
 """Stand-ins, replaced by the page's variables of the same name."""
 
-_SETTINGS: Final[dict[Any, Any]] = {
+SETTINGS: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "consilium",
     "font.size": 10.0,
@@ -87,25 +87,25 @@ def target_histogram(pixels: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_],
 
 def loss_curve(curve: Sequence[tuple[int, float]]) -> Markup:
     """The student's training loss by step; ``curve`` holds (step, loss)."""
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(5.4, 2.7)
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_axes(5.4, 2.7)
         steps, losses = zip(*curve, strict=True)
-        axes.plot(steps, losses, color=_COLOURS["student"], linewidth=1.8)
+        axes.plot(steps, losses, color=COLOURS["student"], linewidth=1.8)
         axes.set(xlabel="training step", ylabel="loss", ylim=(0, None), xlim=(0, None))
         told = f"Training loss of the student: from {losses[0]:.3f} to {losses[-1]:.3f} in {steps[-1]} steps"
-        return _svg(figure, told)
+        return svg(figure, told)
 
 
 def dice_bars(rivals: Sequence[Rival]) -> Markup:
     """Pooled Dice of each teacher, the ensemble and the student, with the standard deviation over images."""
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(5.8, 0.7 + 0.3 * len(rivals))
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_axes(5.8, 0.7 + 0.3 * len(rivals))
         place = np.arange(len(rivals))
-        axes.barh(place, [one.mean for one in rivals], height=0.66, color=[_COLOURS[one.kind] for one in rivals])
+        axes.barh(place, [one.mean for one in rivals], height=0.66, color=[COLOURS[one.kind] for one in rivals])
         for at, one in enumerate(rivals):
             ends = (max(0.0, one.mean - one.std), min(100.0, one.mean + one.std))
-            axes.plot(ends, (at, at), color=_COLOURS["ink"], linewidth=1.0, alpha=0.7)
-            axes.text(102, at, f"{one.mean:.1f}", va="center", fontweight="bold", color=_COLOURS["ink"])
+            axes.plot(ends, (at, at), color=COLOURS["ink"], linewidth=1.0, alpha=0.7)
+            axes.text(102, at, f"{one.mean:.1f}", va="center", fontweight="bold", color=COLOURS["ink"])
         labels = [one.name if one.kind != "teacher" else f"teacher {one.name}" for one in rivals]
         axes.set_yticks(place, labels)
         axes.invert_yaxis()
@@ -115,7 +115,7 @@ def dice_bars(rivals: Sequence[Rival]) -> Markup:
         told = "Dice on the pooled test images: " + ", ".join(
             f"{label} {one.mean:.1f}" for label, one in zip(labels, rivals, strict=True)
         )
-        return _svg(figure, told)
+        return svg(figure, told)
 
 
 def reliability(predictors: Sequence[Mapping[str, Any]]) -> Markup:
@@ -127,15 +127,15 @@ def reliability(predictors: Sequence[Mapping[str, Any]]) -> Markup:
         Each with ``kind``, ``name`` and ``calibration``, of which ``bins`` have ``probability`` and ``target`` in [0, 1] and
         ``pixels``. A bin's dot grows with the logarithm of its pixels.
     """
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(5.4, 4.2)
-        axes.plot((0, 1), (0, 1), color=_COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_axes(5.4, 4.2)
+        axes.plot((0, 1), (0, 1), color=COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
         seen: set[str] = set()
         for one in sorted(predictors, key=lambda one: _DEPTH.index(one["kind"])):
             bins = one["calibration"]["bins"]
             said, so = [[held[key] for held in bins] for key in ("probability", "target")]
             words = {"teacher": "each teacher", "prediction": one["name"]}.get(one["kind"], one["kind"])
-            colour = _COLOURS["student" if one["kind"] == "prediction" else one["kind"]]
+            colour = COLOURS["student" if one["kind"] == "prediction" else one["kind"]]
             axes.plot(said, so, color=colour, linewidth=1.0 if one["kind"] == "teacher" else 2.0,
                       label=None if words in seen else words)  # fmt: skip
             axes.scatter(said, so, [4 + 5 * np.log10(held["pixels"]) for held in bins], color=colour, linewidths=0)
@@ -144,30 +144,30 @@ def reliability(predictors: Sequence[Mapping[str, Any]]) -> Markup:
             xlabel="probability in the soft mask", ylabel="part that is target", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
         )
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, fontsize=9,
-                    handlelength=1.4, columnspacing=1.4, labelcolor=_COLOURS["ink"])  # fmt: skip
+                    handlelength=1.4, columnspacing=1.4, labelcolor=COLOURS["ink"])  # fmt: skip
         told = "Reliability; expected calibration error: " + ", ".join(
             f"{one['name']} {one['calibration']['ece']:.4f}" for one in predictors
         )
-        return _svg(figure, told)
+        return svg(figure, told)
 
 
 def paired_dice(teacher: Sequence[float], student: Sequence[float], name: str) -> Markup:
     """Dice of each test image, the teacher's across and the student's up; both (n,) in percent."""
     theirs, own = np.array(teacher), np.array(student)
     better, worse = own > theirs, own < theirs
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(5.4, 4.2)
-        axes.plot((0, 100), (0, 100), color=_COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_axes(5.4, 4.2)
+        axes.plot((0, 100), (0, 100), color=COLOURS["ink"], linewidth=1.0, linestyle="--", alpha=0.6)
         for which, colour, words in ((better, "kept", "student better"), (worse, "out", f"{name} better")):
-            axes.scatter(theirs[which], own[which], 22, color=_COLOURS[colour], alpha=0.75, linewidths=0,
+            axes.scatter(theirs[which], own[which], 22, color=COLOURS[colour], alpha=0.75, linewidths=0,
                          label=f"{words} ({int(which.sum()):,})")  # fmt: skip
         same = ~better & ~worse
-        axes.scatter(theirs[same], own[same], 22, color=_COLOURS["teacher"], linewidths=0)
+        axes.scatter(theirs[same], own[same], 22, color=COLOURS["teacher"], linewidths=0)
         axes.set(xlabel=f"Dice of {name} (%)", ylabel="Dice of the student (%)", xlim=(-2, 102), ylim=(-2, 102))
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0, fontsize=9,
-                    handlelength=1.0, columnspacing=1.4, labelcolor=_COLOURS["ink"])  # fmt: skip
+                    handlelength=1.0, columnspacing=1.4, labelcolor=COLOURS["ink"])  # fmt: skip
         told = f"Dice of each test image: the student is better on {int(better.sum())}, {name} on {int(worse.sum())}"
-        return _svg(figure, told)
+        return svg(figure, told)
 
 
 def _histogram(
@@ -179,8 +179,8 @@ def _histogram(
     *,
     logarithmic: bool = False,
 ) -> Markup:
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(5.4, 2.7)
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_axes(5.4, 2.7)
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -188,36 +188,36 @@ def _histogram(
             [values[kept], values[~kept]],
             bins=edges.tolist(),
             stacked=True,
-            color=[_COLOURS["kept"], _COLOURS["out"]],
+            color=[COLOURS["kept"], COLOURS["out"]],
             label=[f"kept ({int(kept.sum()):,})", f"left out ({int((~kept).sum()):,})"],
         )
         if threshold:
-            axes.axvline(threshold[0], color=_COLOURS["mark"], linewidth=1.6, linestyle="--", label=threshold[1])
+            axes.axvline(threshold[0], color=COLOURS["mark"], linewidth=1.6, linestyle="--", label=threshold[1])
         axes.set(xlabel=words[1], ylabel="images", xlim=(edges[0], edges[-1]))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, fontsize=9,
-                    handlelength=1.4, columnspacing=1.4, labelcolor=_COLOURS["ink"])  # fmt: skip
+                    handlelength=1.4, columnspacing=1.4, labelcolor=COLOURS["ink"])  # fmt: skip
         told = f"{words[0]}: {int(kept.sum())} images kept, {int((~kept).sum())} left out"
-        return _svg(figure, told + (f"; threshold {threshold[1]}" if threshold else ""))
+        return svg(figure, told + (f"; threshold {threshold[1]}" if threshold else ""))
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of so many inches with one pair of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.subplots()
     axes.patch.set_alpha(0.0)
     axes.set_axisbelow(True)
-    axes.grid(color=_COLOURS["grid"], linewidth=0.6)
+    axes.grid(color=COLOURS["grid"], linewidth=0.6)
     for spine in axes.spines.values():
-        spine.set_color(_COLOURS["grid"])
-    axes.tick_params(which="both", color=_COLOURS["grid"], labelcolor=_COLOURS["ink"])
-    axes.xaxis.label.set_color(_COLOURS["ink"])
-    axes.yaxis.label.set_color(_COLOURS["ink"])
+        spine.set_color(COLOURS["grid"])
+    axes.tick_params(which="both", color=COLOURS["grid"], labelcolor=COLOURS["ink"])
+    axes.xaxis.label.set_color(COLOURS["ink"])
+    axes.yaxis.label.set_color(COLOURS["ink"])
     return figure, axes
 
 
-def _svg(figure: Figure, told: str) -> Markup:
+def svg(figure: Figure, told: str) -> Markup:
     """Render without anything that changes from run to run, or points out of the page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -227,7 +227,7 @@ def _svg(figure: Figure, told: str) -> Markup:
     drawn = re.sub(r"<!--.*?-->", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)  # these repeat from chart to chart
     drawn = re.sub(r"font: ([^;\"]*?)([0-9.]+px)[^;\"]*", r"font: \1\2 system-ui, sans-serif", drawn)
-    for name, stand_in in _COLOURS.items():
+    for name, stand_in in COLOURS.items():
         drawn = drawn.replace(stand_in, f"var(--{name})")
     box = re.search(r'viewBox="[^"]*"', drawn)
     head = f'<svg class="chart" role="img" aria-label="{escape(told)}" {box.group() if box else ""}>'

@@ -120,7 +120,8 @@ def examples(run: StudyRun, selection: Selection) -> tuple[ExampleGroup, ...]:
     """Examples of each reason of exclusion and of kept images, as in figure 1 of the paper."""
     masks = run.pseudo_masks.read()
     groups = []
-    for reason in (Reason.FEW_TARGET_PIXELS, Reason.HIGH_ENTROPY, Reason.BOTH, Reason.KEPT):
+    reasons = (reason for reason in Reason if reason and reason != Reason.TOO_FEW_MASKS)
+    for reason in (*reasons, Reason.KEPT):
         members = np.array(
             [place for place, i in enumerate(selection.indices) if selection.reasons[int(i)] == reason], np.int64
         )

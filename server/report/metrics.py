@@ -7,6 +7,7 @@ from typing import Any
 
 from consilium.common.wire import EvaluateReply, FineTuneReply, Score
 from consilium.server.agreement import stand_apart
+from consilium.server.consensus import weights_of
 from consilium.server.report.selection import by_collection, read_selection
 from consilium.server.status import state_of
 from consilium.server.study_run import StudyRun
@@ -17,6 +18,8 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     cards = {site: json.loads(card) for site, card in run.ledger.sites().items()}
     answers, traffic, agreed = run.ledger.answers(), run.ledger.traffic(), run.ledger.agreement()
     apart = stand_apart(agreed)
+    told, silent, collecting = run.validation(), run.ledger.silent(), bool(run.ledger.finished_chunks())
+    weights = weights_of(run.study.sites, run.study.fusion, told)
     local = {site: EvaluateReply.model_validate_json(held) for site, held in run.ledger.results("evaluate").items()}
     tuned = {site: FineTuneReply.model_validate_json(held) for site, held in run.ledger.results("fine-tune").items()}
 
@@ -43,6 +46,11 @@ def metrics(run: StudyRun) -> dict[str, Any]:
                 if site in agreed
                 else None
             ),
+            "fusion": {
+                "weight": weights[site] if collecting else None,
+                "validation": told[site].to_card() if site in told else None,
+                "silent": silent.get(site, 0) if site in answers else None,
+            },
             "student": {"local_dice": _plain(here.student if here else None)},
             "fine_tuned": {"local_dice": _plain(tuned[site].fine_tuned)} if site in tuned else None,
             "bytes_sent": sent,
@@ -55,6 +63,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     selection = read_selection(run.folder) if selected else None
     transferal = run.catalogue.indices("transferal")
     excluded = Counter(reason.value for reason in selection.reasons.values() if reason) if selection else Counter()
+    by_paper = Counter(reason.value for reason in selection.by_paper.values() if reason) if selection else Counter()
     parameters = run.ledger.results("parameters").get("")
     state = state_of(run.folder, run.study, run.ledger)
     return {
@@ -77,6 +86,8 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "pooled_dice": _plain(run.pooled("student")),
             "pooled_dice_by_label": run.pooled_by_label("student"),
         },
+        "fusion": run.study.fusion.model_dump(mode="json", by_alias=True),
+        "exclusion": run.study.exclusion.model_dump(mode="json", by_alias=True),
         "evaluation": run.evaluation(),
         "images": {
             "catalogue": len(run.catalogue),
@@ -84,6 +95,11 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "test": len(run.catalogue) - len(transferal),
             "kept": len(transferal) - excluded.total() if selected else None,
             "excluded": dict(sorted(excluded.items())),
+            "by_paper": (
+                {"kept": len(transferal) - by_paper.total(), "excluded": dict(sorted(by_paper.items()))}
+                if selected
+                else None
+            ),
             "collections": by_collection(run.catalogue, selection),
         },
         "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items()},

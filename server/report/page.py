@@ -61,6 +61,7 @@ def render(run: StudyRun, metrics: Metrics) -> str:
         verdict=tables.verdict(metrics),
         dice=tables.dice_table(metrics),
         by_label=tables.label_table(metrics),
+        fusion=tables.fusion_table(metrics),
         agreement=tables.agreement_table(metrics),
         traffic=tables.traffic_table(metrics),
         images=tables.images_table(metrics),
@@ -192,6 +193,8 @@ def _rule(run: StudyRun) -> str:
         f"An image is left out where its pseudo mask has fewer than {_least(run):.4g} target pixels "
         f"(alpha = {alpha:g} at {exclusion.PAPER_SIZE} x {exclusion.PAPER_SIZE}, scaled to {size} x {size})"
     )
+    if run.study.exclusion.rule == "consensus":
+        return f"{said}, or fewer sites than a quorum see a target (fusion.gate = {run.study.fusion.gate})."
     if _soft(run):
         return f"{said}, or a gray-level entropy above {beta:g} bits (beta)."
     return f"{said}. All teachers are binary, so entropy does not decide."
@@ -200,7 +203,7 @@ def _rule(run: StudyRun) -> str:
 def _histograms(run: StudyRun, selection: Selection) -> tuple[Markup, ...]:
     if not len(selection.indices):
         return ()
-    beta = run.study.exclusion.beta if _soft(run) else None
+    beta = run.study.exclusion.beta if _soft(run) and run.study.exclusion.rule == "paper" else None
     return (
         figures.entropy_histogram(selection.entropy_bits, selection.kept, beta),
         figures.target_histogram(selection.target_pixels, selection.kept, _least(run)),

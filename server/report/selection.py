@@ -26,12 +26,15 @@ class Selection:
         int64 (n,) and float64 (n,).
     reasons
         Why each was left out, by position in the catalogue; `Reason.KEPT` where it was not.
+    by_paper
+        The same by the paper's rule.
     """
 
     indices: npt.NDArray[np.int64]
     target_pixels: npt.NDArray[np.int64]
     entropy_bits: npt.NDArray[np.float64]
     reasons: dict[int, Reason]
+    by_paper: dict[int, Reason]
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -51,6 +54,7 @@ def read_selection(folder: RunFolder) -> Selection | None:
             np.array([int(row["target_pixels"]) for row in rows], np.int64),
             np.array([float(row["entropy_bits"]) for row in rows], np.float64),
             {int(row["index"]): Reason(row["reason"]) for row in rows},
+            {int(row["index"]): Reason(row["paper_reason"]) for row in rows},
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StateError(f"{folder.selection} is damaged ({error}); restore it, or select again") from None

@@ -33,10 +33,16 @@ AGREEMENT_NOTE: Final = (
     "Soft Dice of a site's mask and another site's, median over the other sites, mean over images. A site below half of the "
     "median site stands apart: a broken teacher, another meaning of the label, or masks that are made up."
 )
+FUSION_NOTE: Final = (
+    "Weight in the mean, of the largest. Validation: the site's own labelled images that its teacher was not trained on, as the "
+    "site reports it. Silent in: shared images of which its mask was left out, as it sees no target there and enough others do."
+)
 REASONS: Final = {
     "few-target-pixels": "too few target pixels",
     "high-entropy": "gray-level entropy too high",
     "few-target-pixels+high-entropy": "both: too few target pixels, entropy too high",
+    "no-consensus": "too few sites see a target",
+    "few-target-pixels+no-consensus": "both: too few target pixels, too few sites see a target",
     "too-few-masks": "too few sites gave a mask",
 }
 _STAGES: Final = {
@@ -221,6 +227,33 @@ def agreement_table(metrics: Metrics) -> Table | None:
     return Table("Agreement between the sites' soft masks", columns, rows, 2, (AGREEMENT_NOTE,)) if rows else None
 
 
+def fusion_table(metrics: Metrics) -> Table | None:
+    """How much each site counted, and why; None where every site simply counts as one, and none reports a validation."""
+    held = {site: entry["fusion"] for site, entry in metrics["sites"].items()}
+    told = [one for one in held.values() if one["validation"]]
+    if not told and metrics["fusion"]["gate"] == "none" and not metrics["fusion"]["weights"]:
+        return None
+    weights = [one["weight"] for one in held.values() if one["weight"] is not None]
+    rows = tuple(
+        (
+            Cell(site),
+            Cell(NONE if one["weight"] is None else f"{100 * one['weight'] / max(weights):.0f} %"),
+            *_validation_cells(one["validation"]),
+            Cell(NONE if one["silent"] is None else f"{one['silent']:,}"),
+        )
+        for site, one in held.items()
+    )
+    columns = ("Site", "Weight", "Dice at validation", "Images", "Misses", "False alarms", "Temperature", "Silent in")
+    return Table("How much each site counts", columns, rows, 1, (FUSION_NOTE,))
+
+
+def _validation_cells(told: Mapping[str, Any] | None) -> tuple[Cell, ...]:
+    if told is None:
+        return (Cell(NONE),) * 5
+    counts = (f"{told[key]:,}" for key in ("images", "misses", "false-alarms"))
+    return (Cell(f"{told['dice-mean']:.1f}"), *map(Cell, counts), Cell(f"{told['temperature']:.2f}"))
+
+
 def traffic_table(metrics: Metrics) -> Table:
     """What each site did, and what it sent and received."""
     entries = metrics["sites"]
@@ -264,6 +297,8 @@ def images_table(metrics: Metrics) -> Table:
     if images["kept"] is not None:
         rows.append(("kept for the student's training", images["kept"]))
         rows += [(f"left out: {REASONS.get(key, key)}", count) for key, count in images["excluded"].items()]
+        if metrics["exclusion"]["rule"] != "paper":
+            rows.append(("the paper's rule would have kept", images["by_paper"]["kept"]))
     cells = tuple(
         (Cell(label), Cell(f"{count:,}"), Cell(f"{100 * count / total:.0f} %" if total else NONE))
         for label, count in rows
@@ -343,6 +378,8 @@ def console_table(metrics: Metrics) -> Group:
     parts += [Text(sentence) for sentence in verdict(metrics)]
     if by_label := label_table(metrics):
         parts += [Text(""), rich_table(by_label), *_notes(by_label.notes)]
+    if fused := fusion_table(metrics):
+        parts += [Text(""), rich_table(fused), *_notes(fused.notes)]
     if agreed := agreement_table(metrics):
         parts += [Text(""), rich_table(agreed), *_notes(agreed.notes)]
     parts += [Text(""), rich_table(traffic_table(metrics))]

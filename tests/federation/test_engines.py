@@ -15,12 +15,13 @@ from consilium.server.simulate import simulate
 from consilium.server.simulation import SimulatedStudy, prepare
 
 TINY = Path(__file__).parents[1] / "tiny.toml"
+CONSENSUS = read_toml(TINY) | {"preset": "consensus"}  # temperatures, views, weights and gate: all that could differ
 FACTS = ("pseudo_masks.u8", "site_masks.u8", "selection.csv", "student/student.safetensors")
 
 
 def run(folder: Path, engine: Any) -> dict[str, Any]:
     with (folder.parent / f"{folder.name}.log").open("w") as log:
-        return simulate(load(SimulatedStudy, TINY), folder, engine, Console(file=log))
+        return simulate(parse(SimulatedStudy, CONSENSUS, "tiny"), folder, engine, Console(file=log))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,8 @@ def test_a_study_leaves_everything_the_run_folder_promises(inline: Path) -> None
     assert metrics["schema"] == 1
     assert metrics["images"]["transferal"] == 24
     assert {site["images"]["answered"] for site in metrics["sites"].values()} == {36}
+    assert {site["fusion"]["validation"]["images"] for site in metrics["sites"].values()} == {2}
+    assert max(site["fusion"]["weight"] for site in metrics["sites"].values()) == 1000
     assert metrics["sites"]["east"]["fine_tuned"]["local_dice"]["n"] == 6
     assert metrics["sites"]["north"]["fine_tuned"] is None
     assert metrics["student"]["pooled_dice"]["n"] == 12

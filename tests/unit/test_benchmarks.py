@@ -18,7 +18,7 @@ OPTIONS = {
     "student_recipe": [],
     "training_step": [],
 }
-TRIED_ELSEWHERE = {"soak"}  # in tests/federation/test_kills.py
+TRIED_ELSEWHERE = {"network", "soak"}  # in tests/federation/test_network.py and test_kills.py
 
 
 def test_every_benchmark_is_tried_here() -> None:

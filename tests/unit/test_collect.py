@@ -11,7 +11,9 @@ from consilium.common.errors import ConsentError, ErrorCode, MachineError, Study
 from consilium.common.identity import make_signing_key
 from consilium.common.settings import parse
 from consilium.common.study import Study
+from consilium.common.validation import Validation
 from consilium.server.collect import Collector, Watched
+from consilium.server.consensus import fuse
 from consilium.server.inquiry import Inquiry, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
@@ -34,9 +36,12 @@ class Case:
         labels: tuple[str, ...] = ("lesion",),
         known: dict[str, tuple[int, ...]] | None = None,
         fusion: dict[str, object] | None = None,
+        exclusion: dict[str, object] | None = None,
+        validation: dict[str, Validation] | None = None,
         **more: object,
     ) -> None:
         self.folder = folder
+        self.validation = validation or {}
         self.known = known or dict.fromkeys(SITES, (0,))
         self.shape = (len(labels), SIZE, SIZE)
         pixels = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
@@ -45,7 +50,8 @@ class Case:
         collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0} | {
             key.replace("_", "-"): value for key, value in more.items()
         }
-        told = {"name": "s", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect, "labels": list(labels)}
+        told = {"name": "s", "preset": "paper", "sites": list(SITES), "image": {"size": SIZE}, "collect": collect}
+        told |= {"labels": list(labels), "exclusion": exclusion or {}}
         self.study = parse(Study, told | {"fusion": fusion or {}}, "x")
         self.ledger = Ledger.open(folder / "ledger.sqlite")
         self.masks = MaskFile(folder / "pseudo_masks.u8", COUNT, self.shape)
@@ -75,6 +81,7 @@ class Case:
             missing=dict.fromkeys(SITES, missing or [False] * COUNT),
             known=self.known,
             envelope={"study": self.study.digest, "catalogue": self.catalogue.hash},
+            validation=self.validation,
             on_chunk=on_chunk,
             on_look=on_look,
         ).run()
@@ -344,3 +351,35 @@ def test_a_study_that_lacks_nothing_but_consent_waits_for_it_and_goes_on(case: C
     case.federation.behaviours["east"] = honest
     case.collect()
     assert (case.masks.read() == case.expected(*SITES)).all()
+
+
+CONSENSUS = {"gate": "majority", "weights": "validation"}
+VALIDATION = {"east": Validation(80.0, 30), "north": Validation(55.0, 30, 1.0, 0, 2)}
+
+
+@pytest.mark.parametrize("stop_at", [0, CHUNK, 2 * CHUNK])
+def test_the_collector_fuses_as_masks_at_hand_are_fused_whatever_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    alpha = 512 * 384 * 384 / SIZE**2  # half of the pixels: of random masks some see a target, and some do not
+    case = Case(tmp_path, monkeypatch, fusion=CONSENSUS, exclusion={"alpha": alpha}, validation=VALIDATION)
+
+    def stop(done: int, _total: int) -> None:
+        if stop_at and done == stop_at:
+            raise KeyboardInterrupt
+
+    if stop_at:
+        with pytest.raises(KeyboardInterrupt):
+            case.collect(on_chunk=stop)
+    case.collect()
+    ids = [entry.id for entry in case.catalogue.manifest.images]
+    masks = {site: np.stack([mask_of(site, name, SHAPE) for name in ids]) for site in SITES}
+    wanted = fuse(masks, case.study.fusion, VALIDATION, alpha)
+    assert 0 < wanted.consensus.sum() < COUNT
+    assert (case.masks.read() == wanted.masks).all()
+    opinions = case.ledger.opinion()
+    assert [opinions[i].seen for i in range(COUNT)] == wanted.seen[:, 0].tolist()
+    assert [opinions[i].consensus for i in range(COUNT)] == wanted.consensus.tolist()
+    assert [opinions[i].agreement for i in range(COUNT)] == wanted.agreement.tolist()
+    assert case.ledger.silent() == {site: int(images.sum()) for site, images in wanted.silent.items()}
+    assert case.ledger.silent()["north"] == 0  # more false alarms than misses: it is never silent

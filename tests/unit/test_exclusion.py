@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.measure import shannon_entropy
 
-from consilium.server.exclusion import Reason, Statistics, reasons, statistics
+from consilium.server.exclusion import Reason, Statistics, reasons, reasons_by_consensus, statistics
 
 
 def planes(*rows: list[int]) -> np.ndarray:
@@ -73,3 +73,15 @@ def test_the_mean_of_four_binary_teachers_never_reaches_the_papers_beta() -> Non
     votes = np.random.default_rng(0).integers(0, 2, (4, 64, 64))
     mean = np.floor(votes.mean(axis=0) * 255 + 0.5).astype(np.uint8)[None, None]
     assert statistics(mean).entropy_bits[0] <= np.log2(5) < 2.5
+
+
+def test_by_consensus_a_fuzzy_image_stays_and_one_that_no_quorum_sees_goes() -> None:
+    """256 target pixels at 384 x 384 are 16 at 96 x 96."""
+    found = Statistics(np.array([20, 20, 3, 3]), np.array([7.5, 1.0, 0.1, 7.5]))
+    consensus = np.array([True, False, True, False])
+    assert reasons_by_consensus(found, consensus, alpha=256, size=96) == [
+        Reason.KEPT,
+        Reason.NO_CONSENSUS,
+        Reason.FEW_TARGET_PIXELS,
+        Reason.FEW_AND_NO_CONSENSUS,
+    ]

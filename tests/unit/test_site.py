@@ -18,7 +18,7 @@ from consilium.clients.gateway import GatewayClient, serve
 from consilium.clients.image_store import ImageStore
 from consilium.clients.port import SitePort
 from consilium.clients.settings import SiteHome, SiteSettings
-from consilium.clients.site import Site
+from consilium.clients.site import Site, temperature_of
 from consilium.clients.teachers import geometry
 from consilium.clients.teachers.module import ModuleTeacher
 from consilium.common import identity, metrics, planes, soft_mask, wire
@@ -30,6 +30,8 @@ from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import dump_weights, load_student, student_card
 from consilium.common.settings import parse, to_toml
 from consilium.common.study import Study
+from consilium.common.temperature import LOGITS_CLIP, temper
+from consilium.common.validation import Validation, from_card
 
 SIZE = 32
 SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105 - what must never get out
@@ -70,6 +72,7 @@ class Coordinator:
             Study,
             {
                 "name": "trial",
+                "preset": "paper",
                 "sites": ["north"],
                 "image": {"size": SIZE},
                 "student": {"network": NETWORK},
@@ -587,3 +590,54 @@ def test_dice_of_the_echo_teacher_is_the_dice_of_the_images(coordinator: Coordin
     pixels = np.asarray(coordinator.catalogue.pixels)
     assert metrics.dice(pixels, (pixels >= 128).astype(np.uint8)).tolist() == [1.0] * 5
     assert [image_id(image) for image in pixels] == coordinator.ids
+
+
+def with_validation(folder: Path, validation: Validation, **policy: object) -> Site:
+    return Site(make_home(folder, **policy), ModuleTeacher(echo), {"validation": validation.to_card()})
+
+
+def test_masks_leave_at_the_sites_temperature_where_the_study_wants_calibrated_sites(tmp_path: Path) -> None:
+    for calibrated in (True, False):
+        coordinator = Coordinator(tmp_path / f"c-{calibrated}", fusion={"calibrated": calibrated})
+        site = with_validation(tmp_path / f"s-{calibrated}", Validation(70.0, 20, 2.0))
+        site.describe(coordinator.describe())
+        [coded] = site.predict(coordinator.predict(0)).masks
+        pixels = coordinator.catalogue.pixels[0]
+        chances = temper((pixels / np.float32(255)).astype(np.float32), 2.0, LOGITS_CLIP)
+        expected = soft_mask.quantise(chances) if calibrated else pixels
+        found = soft_mask.decode(coded, (1, SIZE, SIZE)).astype(int)
+        assert np.abs(found - expected).max() <= (1 if calibrated else 0)
+        assert ((found >= 128) == (pixels >= 128)).all()
+
+
+def test_a_temperature_that_the_settings_name_is_not_applied_twice(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    told = {"validation": Validation(70.0, 20, 2.0).to_card()}
+    assert temperature_of(home, told) == 2.0
+    assert temperature_of(home, {}) == 1.0
+    settings = home.settings.model_copy(
+        update={"teacher": home.settings.teacher.model_copy(update={"temperature": 1.5})}
+    )
+    assert temperature_of(SiteHome(settings, tmp_path), told) == 1.0
+
+
+def test_the_teacher_looks_under_the_views_of_the_study(tmp_path: Path) -> None:
+    def left(images: torch.Tensor) -> torch.Tensor:
+        return images * (torch.arange(SIZE) < SIZE // 2)
+
+    coordinator = Coordinator(tmp_path / "c", fusion={"views": "flip"})
+    site = make_site(tmp_path, left)
+    site.describe(coordinator.describe())
+    [coded] = site.predict(coordinator.predict(0)).masks
+    half = coordinator.catalogue.pixels[0] / 510  # each side is seen in one view of two
+    np.testing.assert_array_equal(soft_mask.decode(coded, (1, SIZE, SIZE)), soft_mask.quantise(half.astype(np.float32)))
+
+
+def test_what_a_teacher_is_worth_leaves_if_there_are_enough_images_behind_it(tmp_path: Path) -> None:
+    found = Validation(70.0, 9, 1.25, 1, 2)
+    for least, told in ((9, found), (10, None)):
+        coordinator = Coordinator(tmp_path / f"c-{least}")
+        reply = with_validation(tmp_path / f"s-{least}", found, **{"min-images": least}).describe(
+            coordinator.describe()
+        )
+        assert from_card(json.loads(reply.teacher)) == told

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from consilium.common.errors import SettingsError
+from consilium.common.presets import keys
 from consilium.common.settings import load, parse, read_toml, to_toml
 from consilium.common.study import Study, from_run_config, to_run_config
+from consilium.server.ablation.settings import load as load_ablation
 from consilium.server.cli import find_settings
 from consilium.server.provision import FederationSettings
 from consilium.server.simulation import SimulatedStudy
@@ -36,6 +38,8 @@ def test_all_faults_are_told_at_once_with_rule_and_value() -> None:
         (MINIMAL | {"fusion": {"weights": {"west": 2}}}, "fusion.weights names west"),
         (MINIMAL | {"collect": {"quorum": 3}}, "at most the number of sites, 2"),
         (MINIMAL | {"name": "../x"}, "name"),
+        (MINIMAL | {"fusion": {"gate": 3}}, "fusion.gate is at most the number of sites, 2; got 3"),
+        (MINIMAL | {"preset": "mine"}, "preset"),
         (MINIMAL | {"student": {"training": {"epochs": "many"}}}, 'epochs: .*at least 0, or "paper"; got .many.'),
         (MINIMAL | {"student": {"training": {"epochs": "paper", "image-budget": 9}}}, "got paper and 9"),
     ],
@@ -61,6 +65,42 @@ def test_a_study_survives_its_file(tmp_path: Path) -> None:
     assert held.digest == study.digest
 
 
+def test_a_preset_lies_under_what_is_said() -> None:
+    consensus = parse(Study, MINIMAL, "x")
+    assert consensus.preset == "consensus"
+    assert consensus == parse(Study, MINIMAL | {"preset": "consensus"}, "x")
+    assert (consensus.fusion.gate, consensus.fusion.weights, consensus.exclusion.rule) == (
+        "majority",
+        "validation",
+        "consensus",
+    )
+    said = {
+        "fusion": {"gate": "none", "weights": {"north": 3}},
+        "student": {"training": {"image-budget": 80, "optimizer": "adam"}},
+    }
+    study = parse(Study, MINIMAL | said, "x")
+    assert (study.fusion.gate, study.fusion.weights, study.fusion.calibrated) == ("none", {"north": 3}, True)
+    training = study.student.training
+    assert (training.epochs, training.image_budget, training.optimizer, training.weight_decay) == (0, 80, "adam", 0.0)
+    assert training.ema == consensus.student.training.ema
+    paper = parse(Study, MINIMAL | {"preset": "paper"}, "x")
+    assert (paper.fusion.gate, paper.fusion.weights, paper.student.training.ema) == ("none", {}, 0.0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "consensus"])
+def test_a_run_config_that_names_a_preset_alone_has_all_of_it(preset: str) -> None:
+    config = flat(read_toml(CONFIGS.parent / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
+    said = config | {"name": "a", "sites": "north,east", "preset": preset}
+    assert parse(Study, from_run_config(said), "run-config") == parse(Study, MINIMAL | {"preset": preset}, "x")
+
+
+@pytest.mark.parametrize("weights", [{}, {"north": 2}, "validation"])
+def test_weights_survive_the_run_config_under_every_preset(weights: object) -> None:
+    study = parse(Study, MINIMAL | {"fusion": {"weights": weights}}, "x")
+    assert study.fusion.weights == weights
+    assert parse(Study, from_run_config(to_run_config(study)), "run-config") == study
+
+
 def test_any_changed_setting_makes_another_study() -> None:
     study = parse(Study, MINIMAL, "x")
     assert (
@@ -78,6 +118,9 @@ def test_the_digest_that_the_wire_format_names_is_the_studys() -> None:
 def test_every_shipped_file_is_a_whole_run_and_says_its_command(path: Path) -> None:
     assert f"{path.name}" in path.read_text().splitlines()[0]
     document = read_toml(path)
+    if document.get("kind") == "ablation":
+        assert load_ablation(path).step
+        return
     if "superlink" in document:
         assert parse(FederationSettings, document, path.name).sites
         return
@@ -123,16 +166,16 @@ def test_the_papers_preset_has_the_papers_numbers() -> None:
     assert (study.fine_tune.images, study.fine_tune.training.epochs) == (50, 50)
 
 
-def test_a_studys_defaults_are_the_papers() -> None:
+def test_the_papers_preset_is_what_a_study_has_where_nothing_is_said() -> None:
     written = load(Study, CONFIGS / "paper.toml")
-    told = {"name": written.name, "sites": written.sites, "fine-tune": {"sites": written.sites}}
+    told = {"preset": "paper", "name": written.name, "sites": written.sites, "fine-tune": {"sites": written.sites}}
     assert parse(Study, told, "defaults") == written
 
 
 def test_flowers_defaults_are_the_studys_own() -> None:
     config = read_toml(CONFIGS.parent / "pyproject.toml")["tool"]["flwr"]["app"]["config"]
     expected = to_run_config(parse(Study, MINIMAL, "x")) | {"run-folder": "", "name": "", "sites": ""}
-    assert flat(config) == expected
+    assert flat(config) == expected | dict.fromkeys(keys(), "")
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,14 +16,15 @@ from PIL import Image
 from consilium.clients import check, cli
 from consilium.clients.settings import SiteHome, SiteSettings, load_site
 from consilium.clients.site import open_site
-from consilium.clients.teachers import card, faults, fitted, temperature
+from consilium.clients.teachers import card, faults, fitted
 from consilium.clients.teachers.settings import ForeignSettings
-from consilium.common import metrics
+from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.evaluation import calibration
 from consilium.common.settings import parse
 from consilium.common.soft_mask import quantise
+from consilium.common.validation import from_card
 
 SIZE = 48
 COUNT = 24
@@ -334,10 +335,13 @@ def test_the_coordinator_is_told_of_a_check_of_this_very_teacher_and_no_other(
     path = make_site(tmp_path, "soft")
     assert card.summary(load_site(path)) == {}
     check.check_teacher(load_site(path))
-    told = {"checked": {"images": COUNT, "dice-mean": 100.0, "dice-std": 0.0, "temperature": 1.0}}
-    assert card.summary(load_site(path)) == told
+    told = card.summary(load_site(path))
+    assert told["checked"] == {"images": COUNT, "dice-mean": 100.0, "dice-std": 0.0, "temperature": 1.0}
+    found = from_card(told)
+    assert found is not None
+    assert (found.dice, found.n, found.misses, found.false_alarms) == (100.0, COUNT, 0, 0)
     site = open_site(load_site(path))
-    assert site._card["checked"] == told["checked"]
+    assert site._card == {**site._teacher.card, **told}
     check.write_temperature(path, 1.5)
     assert card.summary(load_site(path))["checked"]["temperature"] == 1.5  # type: ignore[index]
     with caplog.at_level(logging.WARNING):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.common.errors import StudyError
+from consilium.common.errors import DataError, StudyError
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.soft_mask import quantise
 from consilium.common.study import StudentSettings
@@ -16,7 +16,7 @@ from consilium.common.training.loop import Progress
 from consilium.common.training.predict import predict
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.distill import distill, mask_again
-from consilium.server.weighting import image_weights, self_dice
+from consilium.server.weighting import agreement_weights, image_weights, self_dice
 
 
 def masks(*planes: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -51,6 +51,21 @@ def test_equal_weights_are_none_and_others_self_dice() -> None:
     some = masks([255, 100], [200, 130])
     assert image_weights("none", some) is None
     np.testing.assert_array_equal(image_weights("self-dice", some), self_dice(some))
+
+
+def test_images_that_one_site_alone_saw_weigh_as_the_mean_of_the_others() -> None:
+    assert agreement_weights(np.array([0.5, np.nan, 0.9])).tolist() == pytest.approx([0.5, 0.7, 0.9])
+    assert agreement_weights(np.array([np.nan])).tolist() == [1.0]
+
+
+def test_agreement_weighs_alone_or_times_self_dice() -> None:
+    some, agreed = masks([255, 100], [200, 130]), np.array([0.5, 1.0])
+    found = image_weights("agreement", some, agreed)
+    assert found is not None
+    assert found.tolist() == [0.5, 1.0]
+    np.testing.assert_array_equal(image_weights("self-dice-agreement", some, agreed), agreed * self_dice(some))
+    with pytest.raises(DataError, match="needs how far the sites agree"):
+        image_weights("agreement", some)
 
 
 # ---- in the student's training

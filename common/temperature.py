@@ -3,18 +3,17 @@
 A soft mask keeps its target pixels whatever the temperature: above one half stays above one half.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
-from consilium.clients.teachers import Teacher
-from consilium.clients.teachers.settings import TEMPERATURES
 from consilium.common.errors import DataError
 from consilium.common.evaluation.calibration import LevelCounts
 from consilium.common.soft_mask import quantise
+
+TEMPERATURES: Final = (0.25, 8.0)
+"""Those that are believed: beyond, a teacher is broken."""
 
 LOGITS_CLIP: Final = 1e-6
 """How close to 0 and 1 a probability made of logits is believed: what float32 can tell."""
@@ -47,26 +46,15 @@ def temper(probabilities: npt.NDArray[np.float32], temperature: float, clip: flo
     """
     if temperature == 1.0:
         return probabilities
+    low, high = float(probabilities.min(initial=0.0)), float(probabilities.max(initial=0.0))
+    if not (low >= 0.0 and high <= 1.0):  # false for NaN as well; clipping would hide it
+        raise DataError(f"probabilities are finite and in [0, 1]; got values from {low:.4g} to {high:.4g}")
     return np.asarray(1 / (1 + np.exp(-_logits(probabilities, clip) / temperature)), np.float32)
 
 
 def _logits(probabilities: npt.NDArray[np.float32], clip: float) -> npt.NDArray[np.float64]:
     held = np.clip(probabilities.astype(np.float64), clip, 1 - clip)
     return np.asarray(np.log(held / (1 - held)))
-
-
-class TemperedTeacher:
-    """A teacher whose masks go through `temper` before they leave."""
-
-    def __init__(self, teacher: Teacher, temperature: float, clip: float) -> None:
-        self.card: Final[Mapping[str, object]] = {**teacher.card, "temperature": temperature}
-        self._teacher: Final = teacher
-        self._temperature: Final = temperature
-        self._clip: Final = clip
-
-    def predict(self, images: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]:
-        """Segment images; see `Teacher`."""
-        return temper(self._teacher.predict(images), self._temperature, self._clip)
 
 
 def count(probabilities: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], clip: float) -> LogitCounts:
@@ -86,6 +74,10 @@ def fit(counts: LogitCounts) -> float:
     """
     if not counts.sum(axis=1).all():
         return 1.0
+    from scipy.optimize import (
+        minimize_scalar,
+    )  # a site's settings know this module, and are read by every small command
+
     background, target = counts
 
     def loss(inverse: float) -> float:

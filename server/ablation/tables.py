@@ -1,0 +1,197 @@
+"""The tables of an ablation."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Final
+
+from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Row
+from consilium.server.ablation.settings import Ablation
+from consilium.server.ablation.targets import Target, best_teacher, by_seed, own_tests
+from consilium.server.experiment.render import NONE, Cell, Table
+
+BASELINES: Final = {Kind.FEDAVG: "FedAvg", Kind.POOLED_DATA: "all sites' labels"}
+"""The student's network, trained with labels that stay at the sites, and with all of them in one place."""
+
+
+def all_tables(settings: Ablation, rows: Sequence[Row], found: Sequence[Target]) -> list[Table]:
+    """Give every table there is something for: targets, ladder and sites of the first scenario, and all scenarios."""
+    first = settings.scenario[0]
+    here = [row for row in rows if row.scenario == first.name]
+    tables = [
+        targets_table(found, settings.preset),
+        ladder_table(here, settings.steps_of(first)),
+        sites_table(here, settings.preset),
+    ]
+    if len(settings.scenario) > 1:
+        tables.append(scenarios_table(settings, rows))
+    return tables
+
+
+def targets_table(found: Sequence[Target], preset: str) -> Table:
+    """Whether the preset keeps what it is held to."""
+    words = {True: "met", False: "missed", None: NONE}
+    lines = [(Cell(one.rule), Cell(one.came), Cell(words[one.met], best=one.met is True)) for one in found]
+    return Table(
+        "targets", f"What the step {preset} is held to.", ("Its student is", "Dice points (%)", ""), tuple(lines)
+    )
+
+
+def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
+    """The baselines, and under them what each step is worth."""
+    seeds = len({row.seed for row in rows})
+    lines = [
+        _line(
+            "best teacher", list(best_teacher(rows, UNLABELLED).values()), None, [], list(best_teacher(rows).values())
+        ),
+        _line("mean of the teachers", _of(rows, UNLABELLED, Kind.TEACHER), None, [], _of(rows, POOLED, Kind.TEACHER)),
+        _line("worst teacher", _worst(rows, UNLABELLED), None, [], _worst(rows, POOLED)),
+    ]
+    for kind, name in BASELINES.items():
+        lines.append(_line(name, [], None, [], _of(rows, POOLED, kind), _rows(rows, POOLED, kind)))
+    for step in steps:
+        students = _rows(rows, POOLED, Kind.STUDENT, step)
+        lines.append(
+            _line(
+                step,
+                _of(rows, UNLABELLED, Kind.ENSEMBLE, step),
+                _kept(_rows(rows, POOLED, Kind.ENSEMBLE, step)),
+                _of(rows, POOLED, Kind.ENSEMBLE, step),
+                [row.dice_mean for row in students],
+                students,
+                min(own_tests(rows, step).values(), default=None),
+            )
+        )
+    return Table(
+        "ladder",
+        f"Dice (%) on the pooled test, each step laid over one before it; means over {seeds} seed{'s' * (seeds != 1)}.",
+        ("", "Fused, unlabelled", "Kept", "Fused, test", "Model, test", "Over best teacher", "Worst site"),
+        tuple(lines),
+        (
+            "Fused: the teachers' masks as the step fuses them, on the transferal images of the labelled data set, whose labels "
+            "only this table knows, and on the pooled test. The rows above the steps have no fusion: there, the "
+            "teachers' own masks.",
+            "FedAvg and all sites' labels: the preset's student's network, trained at the same compute.",
+            "Kept: transferal images after exclusion, of how many.",
+            "In brackets: the mean of the seeds' intervals at 95 %, by resampling whole groups of near duplicates.",
+            "Worst site: the student less the site's own teacher, on that site's own test, where it is least.",
+        ),
+    )
+
+
+def sites_table(rows: Sequence[Row], step: str) -> Table:
+    """What each site has of the preset: its own teacher, and the student, on its own test."""
+    own = own_tests(rows, step)
+    lines = []
+    for site in dict.fromkeys(row.model for row in rows if row.kind is Kind.TEACHER):
+        teacher = [row.dice_mean for row in rows if (row.kind, row.model, row.part) == (Kind.TEACHER, site, site)]
+        student = _of(rows, site, Kind.STUDENT, step)
+        images = {row.n for row in rows if row.part == site}
+        others = [_mean(_of(rows, site, kind)) for kind in BASELINES]
+        lines.append(
+            (
+                Cell(f"{site} (n = {min(images)}{f' to {max(images)}' if len(images) > 1 else ''})"),
+                Cell(_mean(teacher)),
+                Cell(_mean(student)),
+                Cell(f"{own[site]:+.2f}" if site in own else NONE, best=own.get(site, -1.0) >= 0),
+                *map(Cell, others),
+            )
+        )
+    return Table(
+        "sites",
+        f"Dice (%) of each site's own teacher and of the student of {step}, on the site's own test images.",
+        ("Site", "Own teacher", "Student", "Difference", *BASELINES.values()),
+        tuple(lines),
+    )
+
+
+def scenarios_table(settings: Ablation, rows: Sequence[Row]) -> Table:
+    """The first and the preset's step in every scenario, beside the baselines."""
+    paper, preset = settings.step[0].name, settings.preset
+    lines = []
+    for scenario in settings.scenario:
+        here = [row for row in rows if row.scenario == scenario.name]
+        own = own_tests(here, preset)
+        worst = min(own, key=lambda site: own[site]) if own else ""
+        numbers = [
+            list(best_teacher(here).values()),
+            _of(here, POOLED, Kind.TEACHER),
+            _of(here, POOLED, Kind.ENSEMBLE, paper),
+            _of(here, POOLED, Kind.ENSEMBLE, preset),
+            list(by_seed(here, Kind.STUDENT, paper).values()),
+            list(by_seed(here, Kind.STUDENT, preset).values()),
+            *(_of(here, POOLED, kind) for kind in BASELINES),
+        ]
+        lines.append(
+            (
+                Cell(scenario.name),
+                *(Cell(_mean(one)) for one in numbers),
+                Cell(f"{own[worst]:+.2f} ({worst})" if worst else NONE),
+            )
+        )
+    return Table(
+        "scenarios",
+        "Dice (%) on the pooled test of each scenario; means over its seeds.",
+        (
+            "Scenario", "Best teacher", "Mean teacher", f"Fused, {paper}", f"Fused, {preset}", f"Student, {paper}",
+            f"Student, {preset}", *BASELINES.values(), "Worst site",
+        ),
+        tuple(lines),
+        ("Test images differ where sites see other cases: compare within a row.",),
+    )  # fmt: skip
+
+
+def _line(
+    name: str,
+    unlabelled: Sequence[float],
+    kept: str | None,
+    fused: Sequence[float],
+    model: Sequence[float],
+    intervals: Sequence[Row] = (),
+    worst: float | None = None,
+) -> tuple[Cell, ...]:
+    ends = _interval([(row.dice_low, row.dice_high) for row in intervals])
+    gain, gains = NONE, _interval([(row.difference_low, row.difference_high) for row in intervals], "+")
+    if intervals:
+        gain = f"{fmean(row.difference for row in intervals):+.2f}"
+    return (
+        Cell(name),
+        Cell(_mean(unlabelled)),
+        Cell(kept or NONE),
+        Cell(_mean(fused)),
+        Cell(f"{_mean(model)}{ends}"),
+        Cell(f"{gain}{gains}", best=bool(intervals) and fmean(row.difference for row in intervals) > 0),
+        Cell(NONE if worst is None else f"{worst:+.2f}"),
+    )
+
+
+def _interval(ends: Iterable[tuple[float, float]], sign: str = "") -> str:
+    held = list(ends)
+    if not held:
+        return ""
+    low, high = (fmean(values) for values in zip(*held, strict=True))
+    return f" ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def _kept(rows: Sequence[Row]) -> str:
+    """Images kept, of how many; means over the seeds."""
+    before = [row.images_before for row in rows if row.images_before is not None]
+    after = [row.images_after for row in rows if row.images_after is not None]
+    return f"{fmean(after):.0f} of {fmean(before):.0f}" if before and after else NONE
+
+
+def _rows(rows: Iterable[Row], part: str, kind: Kind, step: str = "") -> list[Row]:
+    return [row for row in rows if (row.part, row.kind, row.step) == (part, kind, step)]
+
+
+def _of(rows: Iterable[Row], part: str, kind: Kind, step: str = "") -> list[float]:
+    return [row.dice_mean for row in _rows(rows, part, kind, step)]
+
+
+def _worst(rows: Sequence[Row], part: str) -> list[float]:
+    held = _rows(rows, part, Kind.TEACHER)
+    return [min(row.dice_mean for row in held if row.seed == seed) for seed in dict.fromkeys(row.seed for row in held)]
+
+
+def _mean(values: Iterable[float]) -> str:
+    held = list(values)
+    return f"{fmean(held):.2f}" if held else NONE
