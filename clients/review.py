@@ -112,15 +112,20 @@ def in_words(home: SiteHome, one: Listed) -> Iterator[tuple[str, str]]:
         f"{len(manifest.images)} of the catalogue {manifest.name}, {manifest.size} x {manifest.size}, "
         f"{'gray' if manifest.channels == 1 else 'colour'}; {tests} of them to test on; hash {shown.request.catalogue}",
     )
+    offline = home.settings.name in study.collect.offline
     yield (
         "asks for",
-        f"a soft mask of each image, for {', '.join(study.labels)}; the student that is made of all sites' masks is then "
-        "tested on your own test images",
+        f"a soft mask of each image, for {', '.join(study.labels)}"
+        + (
+            ", in a file that is carried back; the student that is made of all sites' masks does not come here"
+            if offline
+            else "; the student that is made of all sites' masks is then tested on your own test images"
+        ),
     )
     yield (
         "fine-tuning",
         f"the student is to be trained on here, with {study.fine_tune.images or 'all'} labelled images; it stays, its Dice leaves"
-        if home.settings.name in study.fine_tune.sites
+        if home.settings.name in study.tuning
         else "not asked of this site",
     )
     leaves = [

@@ -85,6 +85,7 @@ def export(
         messages=1 + count,
     )
     with writing(out, header, key) as write:
+        on_images(0)
         write(questions.show(study, catalogue, seals))
         for number in range(count):
             write(questions.with_pixels(study, catalogue, number))
@@ -129,6 +130,7 @@ def import_answer(run: StudyRun, path: Path, signed_by: str = "", on_images: OnI
         _require_of_use(run, header.site)
         described = _described(run, file)
         masks = abstained = 0
+        on_images(0)
         for number, reply in enumerate(_replies(run, file)):
             _check(run, path, header.site, reply, number, described.labels)
             masks, abstained = masks + len(reply.ids), abstained + len(reply.abstained)
