@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from consilium.common.errors import ConsiliumError, DataError, SettingsError
+from consilium.common.errors import ConsentError, ConsiliumError, DataError, SettingsError
 
 if TYPE_CHECKING:
     from consilium.clients.check import Checked
+    from consilium.clients.review import Listed
     from consilium.clients.settings import SiteHome
     from consilium.clients.supernode import SuperNode
     from consilium.common.training.loop import Progress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _JSON_EVERY_S: Final = 0.5
 _INTERRUPTED: Final = 130
+_WAITS: Final = 3
 
 app = typer.Typer(
     name="consilium-site",
@@ -197,7 +199,8 @@ def join(
 
     joined = join_with(read_kit(kit), folder, datetime.now(UTC), new_key=new_key, force=force)
     _say(
-        f"{joined.request.name} has joined in {joined.path.parent}. Send this file to the coordinator; nothing in it is secret:"
+        f"{joined.request.name} is set up in {joined.path.parent}. It takes part once the coordinator has accepted this file; "
+        "send it, nothing in it is secret:"
     )
     _say(f"  {joined.path}")
     _say("The key's fingerprint, to compare by telephone:")
@@ -245,7 +248,9 @@ def describe(settings: SettingsFile) -> None:
     Console().print(table)
 
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or the first digits of its digest.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Its name, the first digits of its digest, or a request file.")
+]
 
 
 @app.command(
@@ -254,7 +259,10 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or th
 def review(
     settings: SettingsFile,
     study: Annotated[
-        str, typer.Argument(metavar="[STUDY]", help="Its name, or the first digits of its digest; none: list all.")
+        str,
+        typer.Argument(
+            metavar="[STUDY]", help="Its name, the first digits of its digest, or a request file; none: list all."
+        ),
     ] = "",
 ) -> None:
     """See which studies were shown to this site, and of one: who asks, for what, and which images.
@@ -283,7 +291,7 @@ def review(
             table.add_row(one.shown.study.name, one.digest[:12], held, fingerprint(one.shown.signer), state)
         console.print(table)
         return
-    one = reviews.find(home, study)
+    one = _find(home, study)
     table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -321,7 +329,6 @@ def approve(
     home = _load(settings)
     from datetime import UTC, date, datetime, timedelta
 
-    from consilium.clients import review as reviews
     from consilium.clients.consent import DEFAULT_DAYS, ConsentBook
     from consilium.common.identity import fingerprint
 
@@ -332,7 +339,7 @@ def approve(
         raise SettingsError(f"--until is a day like 2027-03-31; got {until!r}") from None
     if last < today:
         raise SettingsError(f"--until is today or later; got {last}")
-    one = reviews.find(home, study)
+    one = _find(home, study)
     held, images = len(one.shown.images.held()), len(one.shown.manifest.images)
     if held < images and not unseen:
         raise SettingsError(
@@ -356,13 +363,41 @@ def revoke(settings: SettingsFile, study: StudyName) -> None:
     home = _load(settings)
     from datetime import UTC, datetime
 
-    from consilium.clients import review as reviews
     from consilium.clients.consent import ConsentBook
 
-    one = reviews.find(home, study)
+    one = _find(home, study)
     book = ConsentBook(home.consents, home.settings.name)
     book.decide(one.shown.request, one.shown.signer, "revoked", datetime.now(UTC).date())
     _say(f"{home.settings.name} does not take part in {one.shown.study.name} ({one.digest[:12]}) from now on")
+
+
+@app.command(epilog="Example: consilium-site answer hospital/site.toml first-west.request --out first-west.answer")
+def answer(
+    settings: SettingsFile,
+    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="What `consilium exchange export` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The answer file; named like REQUEST, with .answer, here by default.")
+    ] = None,
+) -> None:
+    """Answer a request file, for a site without a network path: soft masks, sealed and signed, in one file to carry back.
+
+    Consent, policy, budget and audit log are those of a connected site. The exit status is 3, which is no fault, if nobody has
+    consented yet. Interrupted, the same command goes on, and gives no image a second mask.
+    """
+    home = _load(settings)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from consilium.clients import exchange
+    from consilium.clients.site import open_site
+
+    out = out or Path(request.with_suffix(".answer").name)
+    with _counting(f"{home.settings.name} answers") as on_images:
+        done = exchange.answer(home, open_site(home), request, out, on_images)
+    _say(
+        f"{home.settings.name}: {done.masks} masks, sealed, in {out}; {done.abstained} images are not answered. Carry it back "
+        "to the coordinator; nobody on the way can read it."
+    )
+    _say("It is signed with this key, to compare by telephone:")
+    _say(f"  {done.signer}")
 
 
 @app.command(epilog="Example: consilium-site audit hospital/site.toml")
@@ -397,6 +432,19 @@ def audit(
         table.add_row(digest[:12], one["first"][:16], one["last"][:16], *counts, f"{one['bytes']:,}", refusals)
     Console().print(table)
     _say(f"The chain of {told['lines']} lines is whole. Its end, to be noted elsewhere: {told['last']}")
+
+
+def _find(home: "SiteHome", study: str) -> "Listed":
+    """Find a study that was shown; a request file is shown now."""
+    from consilium.clients import review as reviews
+    from consilium.common.exchange import is_exchange_file
+
+    if not is_exchange_file(Path(study)):
+        return reviews.find(home, study)
+    from consilium.clients import exchange
+
+    request = exchange.show(home, Path(study)).request
+    return next(one for one in reviews.listed(home) if one.shown.request == request)
 
 
 Rows = Iterator[tuple[str, str]]
@@ -532,7 +580,7 @@ def _supernode(home: "SiteHome", gateway_address: str) -> "SuperNode":
             home=home.folder / "flower",
             log_folder=home.folder,
         ),
-        name=f"SuperNode of {home.settings.name}",
+        name=f"{home.settings.name}'s",
     )
 
 
@@ -592,10 +640,14 @@ def _say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command; an error of this package is told in words, without a traceback.
 
-    The exit status is 2 where settings, command line or data have to be mended, 1 for any other error.
+    The exit status is 2 where settings, command line or data have to be mended, 3 where consent is wanting, 1 for any other
+    error.
     """
     try:
         return app(args=arguments)
+    except ConsentError as waiting:
+        sys.stderr.write(f"{waiting}\n")
+        sys.exit(_WAITS)
     except (SettingsError, DataError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

@@ -21,7 +21,7 @@ from consilium.clients.settings import ConnectionSettings, SiteHome
 from consilium.common import checks
 from consilium.common.checks import Finding, attempt
 from consilium.common.errors import StateError
-from consilium.common.identity import certificate_facts, load_node_key, node_fingerprint, node_public_line
+from consilium.common.identity import certificate_facts, fingerprint, load_node_key, node_fingerprint, node_public_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -92,7 +92,7 @@ def _trust(home: SiteHome) -> Iterator[Finding]:
     elif not policy.trusted_signers:
         yield Finding(what, "wrong", "anyone may show a study", "name the coordinator's key in policy.trusted-signers")
     else:
-        yield Finding(what, "ok", ", ".join(f"{signer[:16]}..." for signer in policy.trusted_signers))
+        yield Finding(what, "ok", ", ".join(fingerprint(bytes.fromhex(key)) for key in policy.trusted_signers))
 
 
 def _connection(home: SiteHome, connection: ConnectionSettings) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ the site's own secret on its loopback interface. That is this process. It
 import importlib
 import logging
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -49,6 +51,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every po
 _SHORTEST_POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.5  # an idle SuperNode asks the SuperLink every 3 s only
 _OBJECT_POLL_S: Final = 0.05  # the SuperNode hands a message out a moment before its parts have arrived
+_LOOK_EVERY_S: Final = 1.0
 _ACQUIRE_TASK: Final = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -86,10 +89,15 @@ def answer_for_ever(address: str, secret: bytes, app: ClientApp) -> None:
         SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE_TASK})),
     )
     pause_s = _SHORTEST_POLL_S
+
+    def acquire() -> str:
+        return str(tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token)
+
+    token = ""
     while True:
-        acquired = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-        if acquired.token:
-            _answer(address, acquired.token, app)
+        token = token or acquire()
+        if token:
+            token = _answer(address, token, app, acquire)
             pause_s = _SHORTEST_POLL_S
         else:
             time.sleep(pause_s)
@@ -102,35 +110,80 @@ def _connect(address: str, *interceptors: ProtobufClientInterceptor) -> RuntimeH
     )
 
 
-def _answer(address: str, token: str, app: ClientApp) -> None:
-    """Answer one message; a message that can not be fetched or answered costs that message only."""
+class _Superseded(Exception):  # noqa: N818 - not a fault
+    """The SuperNode offers another message while parts of this one are missing."""
+
+    def __init__(self, token: str) -> None:
+        self.token: Final = token
+        super().__init__(token)
+
+
+class _Supersession:
+    """Looks, while a part of a message is waited for, whether the SuperNode offers another one.
+
+    A SuperNode fetches one message at a time, and the next only once this one is answered. If the run ends while it fetches
+    (its coordinator was killed), it drops the message but not the task: the missing parts would be waited for for ever.
+    """
+
+    def __init__(self, acquire: Callable[[], str]) -> None:
+        self._acquire: Final = acquire
+        self._lock: Final = threading.Lock()  # several parts are fetched at a time
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+
+    def around(self, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
+        """Give ``pull``, which raises `_Superseded` in place of waiting for what will not come."""
+
+        def pull_or_stop(object_id: str) -> bytes:
+            try:
+                return pull(object_id)
+            except ObjectUnavailableError:
+                with self._lock:
+                    if time.monotonic() >= self._look_at:
+                        self._look_at = time.monotonic() + _LOOK_EVERY_S
+                        if token := self._acquire():
+                            raise _Superseded(token) from None
+                raise
+
+        return pull_or_stop
+
+
+def _answer(address: str, token: str, app: ClientApp, acquire: Callable[[], str]) -> str:
+    """Answer one message; a message that can not be fetched or answered costs that message only.
+
+    Gives the token of another one that came in its place, or an empty text.
+    """
     client = _connect(
         address, RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
     )
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     context, sub_status, details = None, SubStatus.FAILED, PUBLIC_TEXT[PublicCode.SITE_FAILED]
+    other = ""
     try:
-        task = _pull(client)
+        task = _pull(client, _Supersession(acquire))
         context = task.context
         reply, sub_status, details = _reply(app, task)
         push_message(client, reply, context)
+    except _Superseded as superseded:
+        LOG.warning("a message of a run that has ended was dropped")
+        other = superseded.token
     except Exception:
         LOG.exception("a message could not be answered")
     finally:
         push_task_output(client=client, context=context, sub_status=sub_status, details=details)
         heartbeat.stop()
         client.close()
+    return other
 
 
-def _pull(client: RuntimeHttpClient) -> _Task:
+def _pull(client: RuntimeHttpClient, supersession: _Supersession) -> _Task:
     """Fetch the message and its context."""
     context = context_from_proto(client.PullTaskInput(PullTaskInputRequest()).context)
     tree = client.PullMessages(PullAppMessagesRequest()).message_object_trees[0]
     node = Node(node_id=context.node_id)
     message = pull_and_inflate_object_from_tree(
         tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+        supersession.around(make_pull_object_fn_protobuf(client.PullObject, node, context.run_id)),
         make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id),
         return_type=Message,
         initial_backoff=_OBJECT_POLL_S,

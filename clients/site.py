@@ -20,7 +20,7 @@ import torch
 from consilium.clients import policy, visiting_student
 from consilium.clients.answers import Answers
 from consilium.clients.audit import ANSWERED, Audit, Event
-from consilium.clients.consent import ConsentBook, State
+from consilium.clients.consent import ConsentBook
 from consilium.clients.own_images import OwnImages
 from consilium.clients.settings import SiteHome
 from consilium.clients.studies import Shown, StudyBook
@@ -189,12 +189,12 @@ class Site:
         try:
             self._require_consent(shown)
         except WireError:
-            self._keep_for_review(shown, request)
+            self._studies.keep_for_review(shown, request)
             raise
         given = self._given_in(shown)
         wanted = [name for name in request.ids if name not in given.find(request.ids)]
         policy.require_budget(self._settings.policy, self._audit.masks_gone(), len(wanted))
-        _put_all(shown, request)
+        shown.put_all(request)
         shown.images.require_held(wanted)
         started = time.perf_counter()
         made: dict[str, bytes] = {}
@@ -255,16 +255,6 @@ class Site:
             if name not in self._given:
                 self._given[name] = Answers(self._home.answers / f"{name}.sqlite")
             return self._given[name]
-
-    def _keep_for_review(self, shown: Shown, request: PredictRequest) -> None:
-        """Keep the images of a study that waits for consent: a person has to see them."""
-        state = self._consents.state(shown.request, shown.signer)
-        if state not in (State.WAITING, State.EXPIRED):
-            return
-        if shown.images.size_bytes > self._settings.policy.review_mib * 2**20:
-            LOG.warning("the images of %s are not kept: policy.review-mib", shown.study.name)
-            return
-        _put_all(shown, request)
 
     def _masks(self, shown: Shown, ids: list[str]) -> dict[str, bytes]:
         """The coded masks, limited to what may leave, of those of a few images that are not the site's own."""
@@ -431,12 +421,6 @@ def temperature_of(home: SiteHome, card: Mapping[str, object]) -> float:
 
 
 _RESULT: Final = "result.json"
-
-
-def _put_all(shown: Shown, request: PredictRequest) -> None:
-    """Keep the pixels that came with a request."""
-    for name, coded in zip(request.ids, request.pixels, strict=False):
-        shown.images.put(name, coded)
 
 
 def _student_of(request: EvaluateRequest | FineTuneRequest) -> str:

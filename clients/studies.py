@@ -24,7 +24,7 @@ from consilium.common import identity, sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.study import Study
-from consilium.common.wire import DescribeRequest, Envelope
+from consilium.common.wire import DescribeRequest, Envelope, PredictRequest
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ class Shown:
     def signer(self) -> bytes:
         """Public key of the coordinator."""
         return self.request.signer
+
+    def put_all(self, request: PredictRequest) -> None:
+        """Keep the pixels that came with a request for images of the catalogue."""
+        for name, coded in zip(request.ids, request.pixels, strict=False):
+            self.images.put(name, coded)
 
 
 def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Manifest]:
@@ -141,6 +146,16 @@ class StudyBook:
         with self._lock:
             shown = self._shown.get((envelope.study, envelope.catalogue))
         return shown or self._open(self._read(envelope))
+
+    def keep_for_review(self, shown: Shown, request: PredictRequest) -> None:
+        """Keep the images of a study that waits for consent, or has it: a person has to see them."""
+        shown.images.require_known(request.ids)
+        if self._consents.state(shown.request, shown.signer) in (State.REVOKED, State.INVALID):
+            return
+        if shown.images.size_bytes > self._home.settings.policy.review_mib * 2**20:
+            LOG.warning("the images of %s are not kept: policy.review-mib", shown.study.name)
+            return
+        shown.put_all(request)
 
     def all(self) -> list[Shown]:
         """Every study that was shown and may still be, in the order of their digests."""

@@ -182,7 +182,8 @@ def port_opens(host: str, port: int) -> Finding:
             "port",
             "wrong",
             f"{host}:{port}: {reason}",
-            "ask whether the coordinator runs, and have the firewall let out TCP to that host and port",
+            "look whether this machine has a network, ask whether the coordinator runs, and have the firewall let out TCP to "
+            "that host and port",
         )
     return Finding("port", "ok", f"{host}:{port} takes connections")
 

@@ -8,7 +8,9 @@
     ├── StateError         a run folder, checkpoint or catalogue on disk is damaged or belongs to other settings
     ├── MachineError       this machine cannot do it now: a busy port, a full disk, a process that died
     ├── StudyError         the study cannot go on: too few sites, every image excluded
-    │   └── ConsentError   no fault: it waits until people at some sites have consented to it
+    │   └── WaitingError   no fault: it waits for people, and the same command goes on later
+    │       ├── ConsentError      until some sites have consented to it
+    │       └── AnswerFileError   until the answer files of offline sites are imported
     └── WireError          the other side broke the contract, or refused; carries a code of the closed list below
 
 Every message says the rule, what came, and what to do. Only a `WireError`'s code and its fixed public text ever cross
@@ -43,8 +45,16 @@ class StudyError(ConsiliumError):
     """The study cannot go on."""
 
 
-class ConsentError(StudyError):
-    """The study waits for people: too few sites have consented to it. That is no fault, and the same command goes on later."""
+class WaitingError(StudyError):
+    """The study waits for people. That is no fault, and the same command goes on later."""
+
+
+class ConsentError(WaitingError):
+    """Too few sites have consented to the study yet."""
+
+
+class AnswerFileError(WaitingError):
+    """The answer files of offline sites are not imported yet."""
 
 
 class ErrorCode(StrEnum):

@@ -12,6 +12,7 @@ process nor a power cut can leave a wrong pixel, and nothing has to wait for the
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -86,8 +87,9 @@ class Packing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pixels.close()
-        self._log.close()
+        for file in (self._pixels, self._log):
+            with suppress(OSError):  # every write was flushed; what a full disk did not take was told then
+                file.close()
 
 
 def is_under_way(folder: Path) -> bool:

@@ -40,6 +40,9 @@ class CollectSettings(Settings):
     deadline_s: float = Field(3600.0, gt=0, description="seconds a chunk waits for its sites")
     retries: int = Field(2, ge=0, le=100, description="times a failed request is repeated")
     connect_s: float = Field(120.0, gt=0, description="seconds to wait for all sites to connect")
+    offline: NameList = Field(
+        (), description="sites without a network path: they answer in files, and do not evaluate or fine-tune"
+    )
 
 
 class FusionSettings(Settings):
@@ -149,7 +152,11 @@ class Study(Settings):
             raise ValueError("sites: every site is named once")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: every label is named once")
-        for where, names in (("fine-tune.sites", self.fine_tune.sites), ("fusion.weights", self.fusion.named_weights)):
+        for where, names in (
+            ("collect.offline", self.collect.offline),
+            ("fine-tune.sites", self.fine_tune.sites),
+            ("fusion.weights", self.fusion.named_weights),
+        ):
             strangers = sorted(set(names) - set(self.sites))
             if strangers:
                 raise ValueError(f"{where} names {', '.join(strangers)}, not among the sites {', '.join(self.sites)}")
@@ -175,6 +182,16 @@ class Study(Settings):
     def quorum(self) -> int:
         """Sites that must answer an image."""
         return self.collect.quorum or len(self.sites)
+
+    @property
+    def online(self) -> tuple[str, ...]:
+        """Sites that are asked over the network."""
+        return tuple(site for site in self.sites if site not in self.collect.offline)
+
+    @property
+    def tuning(self) -> tuple[str, ...]:
+        """Sites that are asked to fine-tune the student: those named for it that can be reached."""
+        return tuple(site for site in self.fine_tune.sites if site not in self.collect.offline)
 
     @property
     def mask_shape(self) -> tuple[int, int, int]:

@@ -41,10 +41,10 @@ def look(predict: Predict, images: Pixels, views: Views) -> Probabilities:
     """
     if views == "one":
         return predict(images)
-    total, count = None, np.zeros(images.shape[2:], np.float32)
-    for answer, place in _answers(predict, images, SCALES[views]):
-        if total is None:
-            total = np.zeros((*answer.shape[:2], *images.shape[2:]), np.float32)
+    answers = list(_answers(predict, images, SCALES[views]))
+    total = np.zeros((*answers[0][0].shape[:2], *images.shape[2:]), np.float32)
+    count = np.zeros(images.shape[2:], np.float32)
+    for answer, place in answers:
         total[(..., *place)] += answer
         count[place] += 1
     mean = total / count

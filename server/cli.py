@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from consilium.common.errors import ConsentError, ConsiliumError, DataError, SettingsError
+from consilium.common.errors import DataError, SettingsError, WaitingError
 from consilium.common.settings import load, parse, read_toml
 from consilium.common.study import Study
 from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
+from consilium.server.exchange_cli import exchange_app
 from consilium.server.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
 
-AWAITS_CONSENT: Final = 3
-"""Exit status of a study that waits until people at its sites have consented."""
+WAITS: Final = 3
+"""Exit status of a study that waits for people: for consent, or for the answer file of an offline site."""
 
 app = typer.Typer(
     help="Hospitals teach one segmentation model through soft masks of shared images.",
@@ -35,6 +36,7 @@ app = typer.Typer(
 catalogue_app = typer.Typer(help="The signed list of shared images.", no_args_is_help=True)
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
+app.add_typer(exchange_app, name="exchange")
 app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
@@ -188,7 +190,8 @@ def run_study(
     The run folder must hold the catalogue, and be on the machine whose superexec runs the ServerApp. A connection is one
     that `flwr` knows; see `flwr config list`.
 
-    Ends with 3, which is no fault, if too few sites have consented yet: their people see the study and its images now.
+    Ends with 3, which is no fault, if too few sites have consented yet: their people see the study and its images now; or if the
+    answer file of an offline site is not imported yet.
     """
     from consilium.server.submit import submit_and_follow, submit_to_coordinator
 
@@ -211,7 +214,7 @@ def status(
 ) -> None:
     """Show where a study is: every stage, every site, and what went wrong.
 
-    Ends with 0 if the study is finished, goes on, waits for consent or has not begun; with 1 if it failed or was interrupted.
+    Ends with 0 if the study is finished, goes on, waits for people or has not begun; with 1 if it failed or was interrupted.
     """
     from consilium.server.report.progress import follow_status
     from consilium.server.status import WRONG
@@ -421,12 +424,17 @@ def main() -> None:
     """Run the command; an expected error is told in words, without a traceback, and is not 0."""
     try:
         app()
-    except ConsentError as waiting:
+    except WaitingError as waiting:
         Console(stderr=True).print(_escaped(str(waiting)), highlight=False, soft_wrap=True)
-        sys.exit(AWAITS_CONSENT)
-    except ConsiliumError as error:
-        Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, SettingsError | DataError) else 1)
+        sys.exit(WAITS)
+    except Exception as error:
+        from consilium.server.disk import in_words
+
+        told = in_words(error)
+        if told is None:
+            raise
+        Console(stderr=True).print(f"[bold red]consilium:[/] {_escaped(str(told))}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(told, SettingsError | DataError) else 1)
     except KeyboardInterrupt:
         Console(stderr=True).print("\nstopped; the same command goes on from here", highlight=False)
         sys.exit(130)

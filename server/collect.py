@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from consilium.common import planes, soft_mask, wire
 from consilium.common.catalogue import Catalogue
-from consilium.common.errors import ConsentError, ErrorCode, StudyError, WireError
+from consilium.common.errors import AnswerFileError, ConsentError, ErrorCode, StudyError, WaitingError, WireError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.validation import Validation
@@ -171,7 +171,7 @@ class Collector:
             panel = Panel(shape, self.study.fusion, self._weights, self.validation, alpha)
             chunk = self._chunks[number] = _Chunk(first, ids, panel)
             self._fold_what_is_held(number, chunk)
-            for site in sorted(self._sites):
+            for site in sorted(self._sites - set(self.study.collect.offline)):
                 self._ask(site, number, chunk)
             self._finish_what_is_whole()
 
@@ -189,8 +189,10 @@ class Collector:
                 continue
             try:
                 self._fold(chunk, site, wire.from_bytes(wire.PredictReply, held))
-            except WireError:  # of another version, or the site knows other labels now
+            except WireError as error:  # of another version, or the site knows other labels now
                 self.ledger.forget(site, number)
+                if site in self.study.collect.offline:
+                    self.ledger.tell(STAGE, f"its imported answer is of no use, let it answer again: {error}", site)
 
     def _finish_what_is_whole(self) -> None:
         for number in [number for number, held in self._chunks.items() if not held.open_sites]:
@@ -320,6 +322,21 @@ def waits_for_consent(study: Study, sites: Collection[str], told: str) -> Consen
         f"at it with `consilium-site review SITE.toml {study.name}` and consents with `consilium-site approve`. Then start the "
         f"same command again; what was collected is kept. ({told}.)"
     )
+
+
+def waits_for_people(study: Study, consents: Collection[str], files: Collection[str], told: str) -> WaitingError:
+    """Say whom a study waits for: sites that have not consented, and offline sites whose answer was not imported."""
+    if not files:
+        return waits_for_consent(study, consents, told)
+    names = ", ".join(sorted(files))
+    text = (
+        f"{study.name} ({study.digest[:12]}) awaits the answer file of {names}. `consilium exchange export` writes the request, "
+        "`consilium-site answer` at the site answers it, `consilium exchange import` takes the answer in. Then start the same "
+        "command again; what was collected is kept."
+    )
+    if not consents:
+        return AnswerFileError(f"{text} ({told}.)")
+    return ConsentError(f"{waits_for_consent(study, consents, told)}\n{text}")
 
 
 def _opinions(fused: Fused) -> list[Opinion]:

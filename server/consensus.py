@@ -154,11 +154,12 @@ class Panel:
         given = np.ones(len(masks), np.bool_) if answered is None else answered
         sees = gate.sees(masks, self._alpha)
         heard = np.ones_like(sees) if self._fusion.gate == "none" or site in self._always else sees
-        for image in np.flatnonzero(given):
+        for image in np.flatnonzero(given).tolist():
             self._put(self._heard[image], masks[image : image + 1], site, known, heard[image])
             if not heard[image].all():
-                silent = self._silent.setdefault(int(image), self._method.init(self._of_one))
-                self._put(silent, masks[image : image + 1], site, known, ~heard[image])
+                if image not in self._silent:
+                    self._silent[image] = self._method.init(self._of_one)
+                self._put(self._silent[image], masks[image : image + 1], site, known, ~heard[image])
         sample = agreement.sample(masks, known, answered)
         self._answers[site] = _Answer(sample, given[:, None] & sees, given[:, None] & heard, given)
 
@@ -182,7 +183,8 @@ class Panel:
         needed = self._fusion.least_sites
         met = (seen >= gate.quorum(self._fusion.gate, answered)) & (heard >= needed)
         masks = np.zeros(self._shape, np.uint8)
-        for image in np.flatnonzero((answered >= (needed if least is None else least)).all(axis=1)):
+        enough = answered >= np.asarray(needed if least is None else least)
+        for image in np.flatnonzero(enough.all(axis=1)).tolist():
             if image in self._silent:
                 self._method.merge(self._heard[image], self._silent[image], np.flatnonzero(~met[image]).tolist())
             masks[image] = self._method.finish(self._heard[image])[0]
@@ -194,8 +196,10 @@ class Panel:
         met_each_other = agreement.meetings(samples)
         between = agreement.between(samples, met_each_other, folded, len(masks))
         agreed = np.where(between >= 0, between / agreement.WHOLE, np.nan)
-        silent = {site: (one.given[:, None] & ~folded[site]).any(axis=1) for site, one in self._answers.items()}
-        consensus = (met & (seen > 0)).any(axis=1)
+        silent = {
+            site: np.asarray((one.given[:, None] & ~folded[site]).any(axis=1)) for site, one in self._answers.items()
+        }
+        consensus = np.asarray((met & (seen > 0)).any(axis=1))
         by_site = agreement.of_chunk(samples, met_each_other)
         return Fused(masks, seen, answered, consensus, agreed, silent, by_site)
 

@@ -9,7 +9,7 @@ from consilium.common.checks import Finding, attempt
 from consilium.common.errors import MachineError, StateError
 from consilium.common.identity import issued_by, load_signing_key, public_key_of
 from consilium.server.coordinator import attach
-from consilium.server.provision import Federation, SiteRecord, open_federation, utc_now
+from consilium.server.provision import Federation, SiteRecord, open_federation, signer_fingerprint, utc_now
 from consilium.server.superlink import RegisteredNode
 
 
@@ -58,7 +58,7 @@ def _names(federation: Federation, renew: str) -> Finding:
 def _signer(federation: Federation) -> Finding:
     if public_key_of(load_signing_key(federation.signing_key)).hex() != federation.signer:
         return Finding("signing key pair", "wrong", "signing.pub is not of signing.pem", "restore both from a backup")
-    return Finding("signing key pair", "ok", f"public half {federation.signer[:16]}...")
+    return Finding("signing key pair", "ok", signer_fingerprint(federation))
 
 
 def _network(federation: Federation, sites: list[SiteRecord], clock: Callable[[], datetime]) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ def quorum(gate: Gate, answered: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
         return np.zeros_like(answered)
     if gate == "majority":
         return np.asarray(answered // 2 + 1)
-    return np.minimum(answered, gate)
+    return np.asarray(np.minimum(answered, gate))
 
 
 def heard_always(gate: Gate, validation: Mapping[str, Validation]) -> frozenset[str]:

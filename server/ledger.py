@@ -10,9 +10,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from consilium.common.errors import ConsentError, StateError, StudyError
+from consilium.common.errors import (
+    AnswerFileError,
+    ConsentError,
+    ConsiliumError,
+    MachineError,
+    StateError,
+    StudyError,
+    WaitingError,
+)
 from consilium.server.agreement import WHOLE, Agreement
 
 _SCHEMA: Final = """
@@ -49,6 +57,8 @@ CREATE TABLE IF NOT EXISTS event (at REAL NOT NULL, site TEXT NOT NULL, stage TE
 """
 
 
+AWAITED: Final[dict[str, type[WaitingError]]] = {"awaited": ConsentError, "awaited-answer": AnswerFileError}
+"""Kinds of results that say what a study waits for."""
 NOT_CONSENTED: Final = "takes no part: not consented"
 
 
@@ -97,22 +107,35 @@ class Opinion:
 class Ledger:
     """One study's ledger. Open it with `Ledger.open`; every method is one transaction."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database: Final = database
+        self._path: Final = path
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open, or start, the ledger at ``path``; `StateError` if the file is no ledger or is damaged."""
+        """Open, or start, the ledger at ``path``.
+
+        Raises
+        ------
+        StateError
+            If the file is no ledger or is damaged.
+        MachineError
+            If it cannot be read or written now: a full disk, a folder that may not be written.
+        """
         try:
             database = sqlite3.connect(path, isolation_level=None, timeout=30.0)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"{path} is not a readable ledger ({error}); move it away, and the study asks the sites again"
-            ) from None
-        return cls(database)
+            raise _in_words(path, error) from None
+        return cls(database, path)
+
+    def check(self) -> None:
+        """Read the whole file; `StateError` if its pages or indices are damaged."""
+        [found, *_] = self._run("PRAGMA quick_check(1)")
+        if found != ("ok",):
+            raise _damaged(self._path, " ".join(str(found[0]).split()))
 
     def close(self) -> None:
         """Close the file."""
@@ -121,7 +144,7 @@ class Ledger:
     def bind(self, **facts: str) -> None:
         """Tie the ledger to a study; `StateError` if it is tied to another."""
         for key, value in facts.items():
-            self._database.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (key, value))
+            self._run("INSERT OR IGNORE INTO study VALUES (?, ?)", (key, value))
             held = self._scalar("SELECT value FROM study WHERE key = ?", (key,))
             if held != value:
                 raise StateError(
@@ -133,7 +156,7 @@ class Ledger:
 
     def advance(self, name: str, done: int, total: int, seconds: float, note: str = "") -> None:
         """Record how far a stage is; ``seconds`` is its work so far, over all starts."""
-        self._database.execute(
+        self._run(
             "INSERT INTO stage VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT (name) DO UPDATE SET "
             "done = excluded.done, total = excluded.total, seconds = excluded.seconds, note = excluded.note",
             (name, done, total, seconds, note),
@@ -141,7 +164,7 @@ class Ledger:
 
     def finish(self, name: str, seconds: float) -> None:
         """Record that a stage is finished."""
-        self._database.execute(
+        self._run(
             "INSERT INTO stage VALUES (?, 1, 1, ?, 1, '') ON CONFLICT (name) DO UPDATE SET "
             "done = total, seconds = excluded.seconds, finished = 1, note = ''",
             (name, seconds),
@@ -149,11 +172,11 @@ class Ledger:
 
     def remark(self, name: str, note: str) -> None:
         """Note beside a stage what it waits for."""
-        self._database.execute("UPDATE stage SET note = ? WHERE name = ?", (note, name))
+        self._run("UPDATE stage SET note = ? WHERE name = ?", (note, name))
 
     def reopen(self, name: str) -> None:
         """Make a stage run again."""
-        self._database.execute("DELETE FROM stage WHERE name = ?", (name,))
+        self._run("DELETE FROM stage WHERE name = ?", (name,))
 
     def stage(self, name: str) -> Stage | None:
         """How far a stage is; None if it never started."""
@@ -161,14 +184,14 @@ class Ledger:
 
     def stages(self) -> list[Stage]:
         """All stages, in the order of their start."""
-        rows = self._database.execute("SELECT name, done, total, seconds, finished, note FROM stage ORDER BY rowid")
+        rows = self._run("SELECT name, done, total, seconds, finished, note FROM stage ORDER BY rowid")
         return [Stage(name, done, total, seconds, bool(end), note) for name, done, total, seconds, end, note in rows]
 
     # --- collecting
 
     def asked(self, site: str, chunk: int) -> None:
         """Record that a site is asked for a chunk, now."""
-        self._database.execute(
+        self._run(
             "INSERT INTO ask VALUES (?, ?, 1, ?, NULL) ON CONFLICT (site, chunk) DO UPDATE SET "
             "times = times + 1, asked_at = excluded.asked_at",
             (site, chunk, time.time()),
@@ -177,51 +200,53 @@ class Ledger:
     def answered(self, site: str, chunk: int, images: int, mask_bytes: int, seconds: float, reply: bytes = b"") -> None:
         """Record a site's answer to a chunk, and hold it until the chunk is finished, so that nobody asks for it again."""
         with self.together():
-            self._database.execute(
+            self._run(
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
             )
-            self._database.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (site, chunk, reply))
-            self._database.execute(
-                "UPDATE ask SET answered_at = ? WHERE site = ? AND chunk = ?", (time.time(), site, chunk)
-            )
+            self._run("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", (site, chunk, reply))
+            self._run("UPDATE ask SET answered_at = ? WHERE site = ? AND chunk = ?", (time.time(), site, chunk))
 
     def held(self, chunk: int) -> dict[str, bytes]:
         """Answers to a chunk that is not finished, by site."""
-        return dict(self._database.execute("SELECT site, reply FROM held WHERE chunk = ? ORDER BY site", (chunk,)))
+        return dict(self._run("SELECT site, reply FROM held WHERE chunk = ? ORDER BY site", (chunk,)))
+
+    def held_chunks(self, site: str) -> set[int]:
+        """Chunks that are not finished and that a site answered."""
+        return {chunk for (chunk,) in self._run("SELECT chunk FROM held WHERE site = ?", (site,))}
 
     def forget(self, site: str, chunk: int) -> None:
         """Let go of an answer that cannot be used: the site is asked again."""
         for table in ("answer", "held"):
-            self._database.execute(f"DELETE FROM {table} WHERE site = ? AND chunk = ?", (site, chunk))  # noqa: S608 - ours
+            self._run(f"DELETE FROM {table} WHERE site = ? AND chunk = ?", (site, chunk))  # noqa: S608 - ours
 
     def asked_again(self) -> list[tuple[str, int]]:
         """Chunks that a site was asked for after its answer had been recorded; there should be none."""
-        return list(self._database.execute("SELECT site, chunk FROM ask WHERE asked_at > answered_at"))
+        return list(self._run("SELECT site, chunk FROM ask WHERE asked_at > answered_at"))
 
     def chunk_finished(
         self, number: int, images: int, sites: int, agreement: Mapping[str, tuple[int, int]] | None = None
     ) -> None:
         """Record that a chunk's pseudo masks are safe on disk, and how far its sites agree; held answers are let go."""
         with self.together():
-            self._database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", (number, images, sites))
-            self._database.executemany(
+            self._run("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", (number, images, sites))
+            self._run_many(
                 "INSERT OR REPLACE INTO agreement VALUES (?, ?, ?, ?)",
                 [(site, number, *counted) for site, counted in (agreement or {}).items()],
             )
-            self._database.execute("DELETE FROM held WHERE chunk = ?", (number,))
+            self._run("DELETE FROM held WHERE chunk = ?", (number,))
 
     def agreement(self) -> dict[str, Agreement]:
         """How far each site's masks are those of the others."""
-        rows = self._database.execute("SELECT site, SUM(total), SUM(images) FROM agreement GROUP BY site ORDER BY site")
+        rows = self._run("SELECT site, SUM(total), SUM(images) FROM agreement GROUP BY site ORDER BY site")
         return {site: Agreement(100 * total / (WHOLE * images), images) for site, total, images in rows}
 
     def finished_chunks(self) -> dict[int, int]:
         """How many sites each finished chunk was fused from, by its number."""
-        return dict(self._database.execute("SELECT number, sites FROM chunk"))
+        return dict(self._run("SELECT number, sites FROM chunk"))
 
     def answers(self) -> dict[str, tuple[int, int, float]]:
         """Per site: images of finished chunks it answered, bytes of their masks, seconds its teacher took."""
-        rows = self._database.execute(
+        rows = self._run(
             "SELECT site, SUM(answer.images), SUM(mask_bytes), SUM(seconds) FROM answer "
             "JOIN chunk ON chunk.number = answer.chunk GROUP BY site"
         )
@@ -229,32 +254,28 @@ class Ledger:
 
     def answered_images(self) -> dict[str, int]:
         """Per site: images it answered, those of chunks that are still open included."""
-        return dict(self._database.execute("SELECT site, SUM(images) FROM answer GROUP BY site"))
+        return dict(self._run("SELECT site, SUM(images) FROM answer GROUP BY site"))
 
     def answered_chunks(self, site: str) -> set[int]:
         """Finished chunks that a site answered."""
-        rows = self._database.execute(
-            "SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,)
-        )
+        rows = self._run("SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,))
         return {chunk for (chunk,) in rows}
 
     def abstained(self, site: str, images: Sequence[int]) -> None:
         """Record images, by position in the catalogue, that a site does not answer."""
-        self._database.executemany(
-            "INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in images]
-        )
+        self._run_many("INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in images])
 
     def abstentions(self, site: str) -> set[int]:
         """Images, by position in the catalogue, that a site does not answer."""
-        return {image for (image,) in self._database.execute("SELECT image FROM abstention WHERE site = ?", (site,))}
+        return {image for (image,) in self._run("SELECT image FROM abstention WHERE site = ?", (site,))}
 
     def without_mask(self, images: Sequence[int]) -> None:
         """Record images that have no pseudo mask, as too few sites gave a mask of some label."""
-        self._database.executemany("INSERT OR IGNORE INTO without_mask VALUES (?)", [(image,) for image in images])
+        self._run_many("INSERT OR IGNORE INTO without_mask VALUES (?)", [(image,) for image in images])
 
     def images_without_mask(self) -> set[int]:
         """Images that have no pseudo mask, by position in the catalogue."""
-        return {image for (image,) in self._database.execute("SELECT image FROM without_mask")}
+        return {image for (image,) in self._run("SELECT image FROM without_mask")}
 
     def opinions(self, chunk: int, first: int, held: Sequence[Opinion], silent: Mapping[str, int]) -> None:
         """Record what stands behind each image from position ``first`` on, and of how many the gate left a site out."""
@@ -283,11 +304,11 @@ class Ledger:
 
     def site_described(self, site: str, card: str) -> None:
         """Keep what a site said of itself, as JSON."""
-        self._database.execute("INSERT OR REPLACE INTO site VALUES (?, ?)", (site, card))
+        self._run("INSERT OR REPLACE INTO site VALUES (?, ?)", (site, card))
 
     def sites(self) -> dict[str, str]:
         """What each site said of itself."""
-        return dict(self._database.execute("SELECT name, card FROM site"))
+        return dict(self._run("SELECT name, card FROM site"))
 
     def consented(self, stage: str, site: str) -> None:
         """Record that a site takes part: it has consented."""
@@ -308,19 +329,17 @@ class Ledger:
         """Record who is connected now, and who is not; of these, when they were seen last stays."""
         now = time.time()
         with self.together():
-            self._database.executemany(
-                "INSERT OR REPLACE INTO seen VALUES (?, ?, 1)", [(site, now) for site in connected]
-            )
-            self._database.executemany("UPDATE seen SET connected = 0 WHERE site = ?", [(site,) for site in absent])
+            self._run_many("INSERT OR REPLACE INTO seen VALUES (?, ?, 1)", [(site, now) for site in connected])
+            self._run_many("UPDATE seen SET connected = 0 WHERE site = ?", [(site,) for site in absent])
 
     def seen(self) -> dict[str, tuple[float, bool]]:
         """When each site was connected last, in seconds since 1970, and whether it was when anyone looked last."""
-        rows = self._database.execute("SELECT site, at, connected FROM seen")
+        rows = self._run("SELECT site, at, connected FROM seen")
         return {site: (at, bool(connected)) for site, at, connected in rows}
 
     def moved(self, site: str, action: str, sent: int, received: int) -> None:
         """Count bytes from and to a site: ``sent`` by the site, ``received`` by it."""
-        self._database.execute(
+        self._run(
             "INSERT INTO traffic VALUES (?, ?, ?, ?, 1) ON CONFLICT (site, action) DO UPDATE SET "
             "sent = sent + excluded.sent, received = received + excluded.received, messages = messages + 1",
             (site, action, sent, received),
@@ -328,49 +347,83 @@ class Ledger:
 
     def traffic(self) -> dict[str, tuple[int, int]]:
         """Bytes sent and received by each site."""
-        rows = self._database.execute("SELECT site, SUM(sent), SUM(received) FROM traffic GROUP BY site")
+        rows = self._run("SELECT site, SUM(sent), SUM(received) FROM traffic GROUP BY site")
         return {site: (sent, received) for site, sent, received in rows}
 
     def keep_result(self, site: str, kind: str, value: str) -> None:
         """Keep a result, as JSON: ``site`` is empty for the coordinator's own."""
-        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (site, kind, value))
+        self._run("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (site, kind, value))
 
     def results(self, kind: str) -> dict[str, str]:
         """Results of a kind, by site."""
-        return dict(self._database.execute("SELECT site, value FROM result WHERE kind = ?", (kind,)))
+        return dict(self._run("SELECT site, value FROM result WHERE kind = ?", (kind,)))
+
+    def awaits(self, waiting: WaitingError) -> None:
+        """Record what the study waits for."""
+        kind = next(kind for kind, awaited in AWAITED.items() if isinstance(waiting, awaited))
+        self.keep_result("", kind, str(waiting))
 
     # --- events
 
     def tell(self, stage: str, text: str, site: str = "") -> None:
         """Note something the report and whoever watches should know."""
-        self._database.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (time.time(), site, stage, text))
+        self._run("INSERT INTO event VALUES (?, ?, ?, ?)", (time.time(), site, stage, text))
 
     def events(self) -> list[Event]:
         """All that was noted, in order."""
-        return [Event(*row) for row in self._database.execute("SELECT at, site, stage, text FROM event ORDER BY rowid")]
+        return [Event(*row) for row in self._run("SELECT at, site, stage, text FROM event ORDER BY rowid")]
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Make several writes one transaction."""
-        self._database.execute("BEGIN IMMEDIATE")
+        self._run("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            self._run("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
+        self._run("COMMIT")
 
     def _scalar(self, query: str, values: Sequence[str]) -> str:
-        return str(self._database.execute(query, values).fetchone()[0])
+        return str(self._run(query, values)[0][0])
+
+    def _run(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise _in_words(self._path, error) from None
+
+    def _run_many(self, query: str, rows: Sequence[Sequence[object]]) -> None:
+        try:
+            self._database.executemany(query, rows)
+        except sqlite3.DatabaseError as error:
+            raise _in_words(self._path, error) from None
+
+
+def _in_words(path: Path, error: sqlite3.DatabaseError) -> ConsiliumError:
+    """Tell a full or busy disk from a damaged file."""
+    if isinstance(error, sqlite3.OperationalError):
+        return MachineError(
+            f"{path} could not be read or written ({error}): is the disk full, or the folder not yours to write? Mend that, then "
+            "start the study again: it goes on where it was"
+        )
+    return _damaged(path, str(error))
+
+
+def _damaged(path: Path, told: str) -> StateError:
+    return StateError(
+        f"{path} is damaged ({told}); move it away, with {path.name}-wal and -shm if they are there, and the study asks the "
+        "sites again"
+    )
 
 
 def stop_of(path: Path) -> StudyError | None:
-    """What stopped the study of a ledger: a `ConsentError` where it waits for people; None if nothing did."""
+    """What stopped the study of a ledger: a `WaitingError` where it waits for people; None if nothing did."""
     ledger = Ledger.open(path)
     try:
-        failure, awaited = (ledger.results(kind).get("", "") for kind in ("failure", "awaited"))
+        failure, *awaited = (ledger.results(kind).get("", "") for kind in ("failure", *AWAITED))
     finally:
         ledger.close()
     if failure:
         return StudyError(failure)
-    return ConsentError(awaited) if awaited else None
+    return next((kind(told) for kind, told in zip(AWAITED.values(), awaited, strict=True) if told), None)

@@ -15,6 +15,7 @@ from consilium.common.errors import MachineError, StateError
 from consilium.common.settings import load, to_toml
 from consilium.common.soft_mask import Shape, SoftMasks
 from consilium.common.study import Study
+from consilium.server.disk import GO_ON
 
 LOCK: Final = "lock"
 SIMULATION_LOCK: Final = "simulation.lock"
@@ -85,9 +86,9 @@ class RunFolder:
                     time.sleep(_LOCK_PAUSE_S)
             yield
 
-    def in_use(self) -> bool:
-        """Whether a process writes here now."""
-        for name in (LOCK, SIMULATION_LOCK):
+    def in_use(self, *names: str) -> bool:
+        """Whether a process holds one of some locks; by default, whether one writes here."""
+        for name in names or (LOCK, SIMULATION_LOCK):
             with suppress(FileNotFoundError), (self.root / name).open() as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -133,10 +134,7 @@ class MaskFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise MachineError(
-                f"{self._path}: masks could not be written ({error.strerror}); make room, then start the study again: "
-                "it goes on where it was"
-            ) from None
+            raise MachineError(f"{self._path}: masks could not be written ({error.strerror}); {GO_ON}") from None
 
     def read(self) -> npt.NDArray[np.uint8]:
         """The whole file, memory-mapped for reading: uint8 (N, K, H, W)."""

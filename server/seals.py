@@ -38,10 +38,12 @@ class Seals:
     ----------
     key, signature
         The study's public key and the coordinator's signature of it, as the sites are shown them; empty without one.
+    table
+        The file of the sites' keys.
     """
 
     def __init__(self, run: RunFolder, catalogue: str) -> None:
-        self._sites: Final = run.site_keys
+        self.table: Final = run.site_keys
         self._private: Final = sealing.load_study_key(run.sealing_key) if run.sealing_key.exists() else None
         self.key = self.signature = b""
         if self._private is None:
@@ -70,10 +72,15 @@ class Seals:
             return
         held = self._pinned()
         if site not in held and len(key) == sealing.KEY_BYTES:
-            _replace(self._sites, json.dumps(held | {site: key.hex()}, indent=2, sort_keys=True) + "\n")
+            _replace(self.table, json.dumps(held | {site: key.hex()}, indent=2, sort_keys=True) + "\n")
         elif held.get(site) != key.hex():
             known = fingerprint(bytes.fromhex(held[site])) if site in held else "none yet"
-            raise WireError(ErrorCode.BAD_SEAL, f"it shows the key {fingerprint(key)}, known is {known}: {self._sites}")
+            raise WireError(ErrorCode.BAD_SEAL, f"it shows the key {fingerprint(key)}, known is {known}: {self.table}")
+
+    def known(self, site: str) -> bytes | None:
+        """A site's public key, if it was kept."""
+        held = self._pinned().get(site)
+        return None if held is None else bytes.fromhex(held)
 
     def open(self, site: str, reply: PredictReply) -> list[bytes]:
         """Open a site's answer; gives the masks as they would come in clear.
@@ -96,14 +103,14 @@ class Seals:
 
     def _pinned(self) -> dict[str, str]:
         """Sites' public keys, in hex, by name."""
-        if not self._sites.exists():
+        if not self.table.exists():
             return {}
         try:
             return {
-                str(site): bytes.fromhex(key).hex() for site, key in json.loads(self._sites.read_text("utf-8")).items()
+                str(site): bytes.fromhex(key).hex() for site, key in json.loads(self.table.read_text("utf-8")).items()
             }
         except (ValueError, TypeError, AttributeError):
-            raise StateError(f"{self._sites} is no table of sites and keys in hex; restore it, or delete it") from None
+            raise StateError(f"{self.table} is no table of sites and keys in hex; restore it, or delete it") from None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from consilium.server.inline import in_memory_grid
 from consilium.server.ledger import Ledger, stop_of
 from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
 from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
-from consilium.server.submit import submit_and_wait
+from consilium.server.submit import submit_and_wait, wait_until_free
 from consilium.server.superlink import SuperLink
 
 CLIENT_APP: Final = "consilium.clients.app"
@@ -110,12 +110,14 @@ def _training_label(settings: SimulatedStudy, name: str) -> str:
 
 def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     """Flower's deployment engine: a SuperLink, and a SuperNode and gateway for every site, with TLS and node keys."""
-    count = len(settings.sites) + 1
+    count = len(settings.online) + 1
     board.show(START_LABEL, 0, count)
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink", log_folder=run.root / "log") as link, ProcessGroup() as sites:
         board.show(START_LABEL, 1, count)
-        for started, name in enumerate(settings.sites, 2):
+        link.stop_unfinished()  # of a former start that was killed: it would go on beside this one
+        commands: dict[str, list[str]] = {}
+        for started, name in enumerate(settings.online, 2):
             home = site_home(run, name)
             key = home / "node-key"
             if not key.exists():
@@ -129,13 +131,22 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
                 }
             }
             (home / "site.toml").write_text(tomli_w.dumps(document), "utf-8")
-            command = [*SITE_COMMAND, "start", str(home / "site.toml")]
-            sites.add(Child(f"site {name}", command, home / "log" / "site.log"))
+            commands[f"site {name}"] = [*SITE_COMMAND, "start", str(home / "site.toml")]
+            sites.add(Child(f"site {name}", commands[f"site {name}"], home / "log" / "site.log"))
             board.show(START_LABEL, started, count)
-        link.wait_for_nodes(set(settings.sites), settings.collect.connect_s)
+        link.wait_for_nodes(set(settings.online), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+
+        def revive_sites() -> None:
+            for child in sites.children:
+                if child.exit_status() is not None:
+                    child.stop()
+                    sites.discard(child)
+                    sites.add(Child(child.name, commands[child.name], child.log))
+
         try:
-            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
+            wait_until_free(run)
+            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)}, meanwhile=revive_sites)
         finally:
             link.retire()
             for child in sites.children:
@@ -147,7 +158,9 @@ def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     board.show(START_LABEL, 0, 1)
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink-ray", log_folder=run.root / "log", virtual=True) as link:
+        link.stop_unfinished()
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
+        wait_until_free(run)
         submit_and_wait(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
 
 

@@ -15,7 +15,7 @@ WRONG: Final = frozenset({"failed", "interrupted"})
 """States that are not as they should be: `consilium status` ends with 1."""
 REFUSALS: Final = tuple(map(str, (ErrorCode.BAD_SIGNATURE, ErrorCode.REFUSED_BY_POLICY, ErrorCode.NO_DATA)))
 """Codes by which a site says that it does not want to, or has nothing to do it with."""
-TERMINAL: Final = frozenset({"finished", "failed", "interrupted", "awaits-consent"})
+TERMINAL: Final = frozenset({"finished", "failed", "interrupted", "awaits-consent", "awaits-answer"})
 """States in which nothing more happens unless someone starts the study (again)."""
 
 
@@ -26,7 +26,7 @@ class State:
     Attributes
     ----------
     word
-        finished, failed, awaits-consent or unfinished.
+        finished, failed, awaits-consent, awaits-answer or unfinished.
     told
         What stopped it, what it waits for, or what is still to do.
     """
@@ -39,7 +39,7 @@ def state_of(folder: RunFolder, study: Study, ledger: Ledger) -> State:
     """How far a study is, and what stopped it, as the ledger has it."""
     wanted = ["describe", "collect", "select", "distill"]
     wanted += ["test"] if labelled.is_packed(folder.test_set) else []
-    wanted += ["evaluate"] + (["fine-tune"] if study.fine_tune.sites else [])
+    wanted += ["evaluate"] + (["fine-tune"] if study.tuning else [])
     held = {stage.name: stage for stage in ledger.stages()}
     open_stages = [name for name in wanted if name not in held or not held[name].finished]
     if not open_stages:
@@ -48,6 +48,8 @@ def state_of(folder: RunFolder, study: Study, ledger: Ledger) -> State:
         return State("failed", failure)
     if awaited := ledger.results("awaited").get("", ""):
         return State("awaits-consent", awaited)
+    if awaited := ledger.results("awaited-answer").get("", ""):
+        return State("awaits-answer", awaited)
     return State(
         "unfinished", f"Still to do, or under way: {', '.join(open_stages)}. The same command goes on from here."
     )
@@ -81,7 +83,7 @@ def status(root: Path) -> dict[str, Any]:
             "study": study.name,
             "status": word,
             "failure": state.told if word == "failed" else None,
-            "awaits": state.told if word == "awaits-consent" else None,
+            "awaits": state.told if word.startswith("awaits-") else None,
             "stages": {stage.name: _stage(stage) for stage in ledger.stages()},
             "sites": {site: _site(site, study, ledger, in_use) for site in study.sites},
         }
@@ -100,7 +102,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
 
 
 def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict[str, Any]:
-    tunes = site in study.fine_tune.sites
+    tunes, offline = site in study.fine_tune.sites, site in study.collect.offline
     if ledger is None:
         return {
             "connected": None,
@@ -128,6 +130,8 @@ def _site(site: str, study: Study, ledger: Ledger | None, running: bool) -> dict
             return "not consented"
         if answered:
             return "done"
+        if offline:
+            return "no file yet" if stage == "describe" else "offline"
         if stage not in stages:
             return "waiting"
         if any(event.stage == stage and event.text.startswith(REFUSALS) for event in events):

@@ -19,20 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common import labels, planes, soft_mask, wire
+from consilium.common import labels, soft_mask, wire
 from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode, StudyError, WireError
 from consilium.common.evaluation.folders import Truths
 from consilium.common.evaluation.rows import to_csv
 from consilium.common.metrics import dice, score
-from consilium.common.settings import to_toml
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.validation import Validation, from_card
 from consilium.common.wire import Score
-from consilium.server import agreement, exclusion, pooled_evaluation, weighting
-from consilium.server.collect import Collector, Watched, waits_for_consent
+from consilium.server import agreement, exclusion, pooled_evaluation, questions, weighting
+from consilium.server.collect import Collector, Watched, waits_for_people
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import Scored
@@ -53,6 +52,15 @@ SELECTION: Final = (
 
 TELL_EVERY_S: Final = 1.0
 SEEN_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is kept of a site's description, in JSON; how many of the study's labels it knows; which images it lacks."""
+
+    card: str
+    labels: int
+    missing: list[bool]
 
 
 @dataclass
@@ -95,23 +103,11 @@ class StudyRun:
         """Show the study to every site; gives, per site that takes part, which images it lacks."""
         with self._stage("describe"):
             connected = self._wait_for_sites(post)
-            settings = to_toml(self.study)
-
-            def request() -> wire.DescribeRequest:
-                return wire.DescribeRequest(
-                    **self.envelope,
-                    settings=settings,
-                    manifest=self.catalogue.manifest_bytes,
-                    signature=self.catalogue.signature,
-                    signer=self.catalogue.signer,
-                    sealing_key=self.seals.key,
-                    sealing_signature=self.seals.signature,
-                )
-
-            inquiry = self._inquiry(post, wire.DescribeReply, "describe")
-            for site in self.study.sites:
+            request = questions.show(self.study, self.catalogue, self.seals)
+            inquiry = self._inquiry(post, wire.DescribeReply, "describe", connected)
+            for site in self.study.online:
                 if site in connected:
-                    inquiry.ask(site, 0, request, self.study.collect.deadline_s)
+                    inquiry.ask(site, 0, lambda: request, self.study.collect.deadline_s)
             missing: dict[str, list[bool]] = {}
             waiting: list[str] = []
             for outcome in self._outcomes(inquiry, "describe", _import_torch):
@@ -120,35 +116,29 @@ class StudyRun:
                     waiting += [outcome.site] if reply.code == ErrorCode.NOT_CONSENTED else []
                     continue
                 try:
-                    known = [self.study.labels[place] for place in labels.positions(self.study.labels, reply.labels)]
-                    if not known:
-                        raise WireError(
-                            ErrorCode.BAD_MESSAGE, f"its teacher knows none of {', '.join(self.study.labels)}"
-                        )
-                    self.seals.pin(outcome.site, reply.signer)
-                    card = _teacher_card(reply.teacher)
-                    missing[outcome.site] = wire.from_bits(reply.missing, len(self.catalogue))
+                    described = self.described(outcome.site, reply)
                 except WireError as error:
                     self.ledger.tell("describe", str(error), outcome.site)
                     continue
-                self.ledger.consented("describe", outcome.site)
-                self.ledger.site_described(
-                    outcome.site, json.dumps({"output": reply.output, "labels": known, "teacher": card})
-                )
+                self.takes_part(outcome.site, described)
+                missing[outcome.site] = described.missing
                 self.tell("describe", len(missing), len(self.study.sites))
             self._offer(post, waiting)
-            if len(missing) < self.study.quorum <= len(missing) + len(waiting):
-                told = (
-                    f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is {self.study.quorum}"
-                )
-                raise waits_for_consent(self.study, waiting, told)
+            awaited = [site for site in self.study.collect.offline if self.lacks_answers(site)]
+            for site in self.study.collect.offline:
+                if site not in awaited:
+                    missing[site] = []  # it is never asked
+            told = f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is {self.study.quorum}"
+            if len(missing) < self.study.quorum <= len(missing) + len(waiting) + len(awaited):
+                raise waits_for_people(self.study, waiting, awaited, told)
+            for site in awaited:
+                self.ledger.tell("describe", "takes no part yet: its answer file is not imported", site)
             if len(missing) < self.study.quorum:
                 faults = [f"{event.site}: {event.text}" for event in self.ledger.events() if event.stage == "describe"]
                 raise StudyError(
                     "\n  ".join(
                         [
-                            f"{len(missing)} of {len(self.study.sites)} sites take part, and the quorum is "
-                            f"{self.study.quorum}. Mend the sites and start the study again.",
+                            f"{told}. Mend the sites and start the study again.",
                             *dict.fromkeys(faults),
                         ]
                     )
@@ -156,27 +146,46 @@ class StudyRun:
             try:
                 self._require_every_label(missing)
             except StudyError as error:
-                raise waits_for_consent(self.study, waiting, str(error)) if waiting else error from None
+                if not waiting and not awaited:
+                    raise
+                raise waits_for_people(self.study, waiting, awaited, str(error)) from None
         return missing
+
+    def described(self, site: str, reply: wire.DescribeReply) -> Described:
+        """Check what a site said of itself; `WireError` if it cannot take part so."""
+        known = [self.study.labels[place] for place in labels.positions(self.study.labels, reply.labels)]
+        if not known:
+            raise WireError(ErrorCode.BAD_MESSAGE, f"its teacher knows none of {', '.join(self.study.labels)}")
+        self.seals.pin(site, reply.signer)
+        card = {"output": reply.output, "labels": known, "teacher": _teacher_card(reply.teacher)}
+        return Described(json.dumps(card), len(known), wire.from_bits(reply.missing, len(self.catalogue)))
+
+    def takes_part(self, site: str, described: Described) -> None:
+        """Record that a site takes part, and what it said of itself."""
+        self.ledger.consented("describe", site)
+        self.ledger.site_described(site, described.card)
+
+    def lacks_answers(self, site: str) -> bool:
+        """Whether an offline site's answer file, or part of it, is not imported yet."""
+        chunks = set(range(questions.chunks(self.study, self.catalogue)))
+        return site not in self.ledger.sites() or not chunks <= (
+            self.ledger.finished_chunks().keys() | self.ledger.held_chunks(site)
+        )
 
     def _offer(self, post: Post, sites: list[str]) -> None:
         """Send the images, once, to sites that have not consented: their people look at them before they decide."""
         new = [site for site in sites if site not in self.ledger.results("offered")]
-        size, images = self.study.collect.chunk, self.catalogue.manifest.images
-        inquiry = self._inquiry(post, wire.PredictReply, "describe")
-        todo = deque((site, first) for first in range(0, len(images), size) for site in new)
+        count = questions.chunks(self.study, self.catalogue)
+        inquiry = self._inquiry(post, wire.PredictReply, "describe", new)
+        todo = deque((site, number) for number in range(count) for site in new)
 
-        def request(first: int) -> Callable[[], wire.PredictRequest]:
-            return lambda: wire.PredictRequest(
-                **self.envelope,
-                ids=[entry.id for entry in images[first : first + size]],
-                pixels=[planes.encode(pixels) for pixels in self.catalogue.pixels[first : first + size]],
-            )
+        def request(number: int) -> Callable[[], wire.PredictRequest]:
+            return lambda: questions.with_pixels(self.study, self.catalogue, number)
 
         def send_next() -> None:
             if todo:
-                site, first = todo.popleft()
-                inquiry.ask(site, first, request(first), self.study.collect.deadline_s)
+                site, number = todo.popleft()
+                inquiry.ask(site, number, request(number), self.study.collect.deadline_s)
 
         arrived: dict[str, int] = Counter()
         for _ in range(self.study.collect.chunks_in_flight * len(new)):
@@ -190,7 +199,7 @@ class StudyRun:
                 inquiry.drop(outcome.site)
             send_next()
         for site in new:
-            if arrived[site] == -(-len(images) // size):
+            if arrived[site] == count:
                 self.ledger.keep_result(site, "offered", self.catalogue.hash)
 
     def known_labels(self, site: str) -> tuple[int, ...]:
@@ -235,12 +244,12 @@ class StudyRun:
 
     def evaluate(self, post: Post) -> None:
         """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
-        self._visit(post, "evaluate", wire.EvaluateRequest, wire.EvaluateReply, self.study.sites, self.export)
+        self._visit(post, "evaluate", wire.EvaluateRequest, wire.EvaluateReply, self.study.online, self.export)
 
     def fine_tune(self, post: Post) -> None:
         """Let sites fine-tune the student on their own labelled images; the result stays there."""
-        if self.study.fine_tune.sites:
-            self._visit(post, "fine-tune", wire.FineTuneRequest, wire.FineTuneReply, self.study.fine_tune.sites)
+        if self.study.tuning:
+            self._visit(post, "fine-tune", wire.FineTuneRequest, wire.FineTuneReply, self.study.tuning)
 
     # --- stages that need no site
 
@@ -404,11 +413,11 @@ class StudyRun:
     # --- inside
 
     def _wait_for_sites(self, post: Post) -> set[str]:
-        """Wait until all sites are connected, or long enough; gives those that are."""
+        """Wait until all sites that can be are connected, or long enough; gives those that are."""
         limit = time.monotonic() + self.study.collect.connect_s
         while True:
-            connected = post.connected() & set(self.study.sites)
-            absent = set(self.study.sites) - connected
+            connected = post.connected() & set(self.study.online)
+            absent = set(self.study.online) - connected
             self.ledger.saw(connected, absent)
             self.tell(
                 "describe", 0, len(self.study.sites), f"waiting for {', '.join(sorted(absent))}" if absent else ""
@@ -421,13 +430,16 @@ class StudyRun:
                 return connected
             time.sleep(0.5)
 
-    def _inquiry(self, post: Post, reply: type[Any], stage: str) -> Inquiry[Any]:
+    def _inquiry(self, post: Post, reply: type[Any], stage: str, asked: Iterable[str] | None = None) -> Inquiry[Any]:
         collect = self.study.collect
-        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage))
+        return Inquiry(post, reply, collect.retries, collect.connect_s, self._look(stage, asked))
 
-    def _look(self, stage: str) -> Callable[[set[str]], None]:
-        """Give what keeps the ledger's word on who is connected, and tells who is not."""
-        sites = set(self.ledger.sites()) & set(self.study.sites)
+    def _look(self, stage: str, asked: Iterable[str] | None = None) -> Callable[[set[str]], None]:
+        """Give what keeps the ledger's word on who is connected, and tells who is not.
+
+        Of the sites ``asked``; by default of those that take part.
+        """
+        sites = set(self.ledger.sites()) & set(self.study.online) if asked is None else set(asked)
         before, written = set[str](), float("-inf")
 
         def look(connected: set[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,15 @@ from consilium.server.bundle import write_bundle
 from consilium.server.coordinator import attach
 from consilium.server.ledger import stop_of
 from consilium.server.provision import open_federation, utc_now
-from consilium.server.run_folder import RunFolder
+from consilium.server.run_folder import LOCK, RunFolder
 from consilium.server.superlink import SuperLink
 
 POLL_S: Final = 3.0
 STOPPING_S: Final = 60.0
+SUBMISSIONS: Final = 20
+BEATS_MISSED: Final = 5
+RAISED: Final = "ServerApp failed with exception"
+"""Flower's words for one that was not killed."""
 
 
 def submit_and_follow(study: Study, root: Path, superlink: str, console: Console) -> None:
@@ -43,7 +48,7 @@ def submit_and_follow(study: Study, root: Path, superlink: str, console: Console
     SettingsError
         If catalogue and study do not fit together.
     StudyError
-        What stopped the study; `ConsentError` if it waits for people at sites.
+        What stopped the study; `WaitingError` if it waits for people.
     """
     run = _prepared(study, root, console)
     bundle = write_bundle(run.root / "bundle", {RUN_FOLDER_KEY: ""})
@@ -78,10 +83,10 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
     MachineError
         If no coordinator runs on the folder.
     StudyError
-        What stopped the study; `ConsentError` if it waits for people at sites.
+        What stopped the study; `WaitingError` if it waits for people.
     """
     federation = open_federation(folder)
-    federation.require_sites(study.sites, utc_now())
+    federation.require_sites(study.online, utc_now())
     run = RunFolder(root)
     signer = open_catalogue(run.catalogue).signer.hex()
     if signer != federation.signer:
@@ -91,31 +96,70 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
         )
     with attach(federation) as link:
         run = _prepared(study, root, console)
-        _wait_until_free(run, console)
+        wait_until_free(run, lambda text: console.print(text, highlight=False))
         with Board(console) as board, following(board, run.ledger):
             submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
 
 
-def submit_and_wait(run: RunFolder, link: SuperLink, config: RunConfig, *, virtual_sites: int = 0) -> None:
-    """Submit a study to a SuperLink and wait for its end; interrupted, it stops the run. `StudyError` says what stopped it."""
+def submit_and_wait(
+    run: RunFolder,
+    link: SuperLink,
+    config: RunConfig,
+    *,
+    virtual_sites: int = 0,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Submit a study to a SuperLink and wait for its end; interrupted, it stops the run.
+
+    A ServerApp that ended without a word was killed: the study is submitted again, and goes on where it was. ``meanwhile`` is
+    called about every second.
+
+    Raises
+    ------
+    StudyError
+        What stopped the study.
+    """
     bundle = write_bundle(run.root / "bundle", dict.fromkeys(config, ""))
-    number = link.submit(bundle, config, virtual_sites=virtual_sites)
-    try:
-        status = link.wait(number)
-    except BaseException:
-        with contextlib.suppress(ConsiliumError):  # what is told is what stopped the waiting
-            link.stop_run(number)
-        raise
     log = run.root / "log"
-    log.mkdir(exist_ok=True)
-    (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
-    if stop := stop_of(run.ledger):
-        raise stop
-    if not status.completed:
-        raise StudyError(f"the ServerApp failed: {status.details}\nIts log is in {log}")
+    for _ in range(SUBMISSIONS):
+        number = link.submit(bundle, config, virtual_sites=virtual_sites)
+        try:
+            status = link.wait(number, meanwhile=_watch(run, link, number, meanwhile))
+        except BaseException:
+            with contextlib.suppress(ConsiliumError):  # what is told is what stopped the waiting
+                link.stop_run(number)
+            raise
+        log.mkdir(exist_ok=True)
+        (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
+        if stop := stop_of(run.ledger):
+            raise stop
+        if status.completed:
+            return
+        if status.details.startswith(RAISED):
+            raise StudyError(f"{status.details}\nIts log is in {log}")
+    raise StudyError(
+        f"the ServerApp ended {SUBMISSIONS} times without a word ({status.details}); is there memory enough? Its log is in {log}"
+    )
 
 
-def _wait_until_free(run: RunFolder, console: Console) -> None:
+def _watch(run: RunFolder, link: SuperLink, number: int, meanwhile: Callable[[], None]) -> Callable[[], None]:
+    """Also stop a run whose ServerApp has let go of the run folder: Flower itself notices in a minute that it is gone."""
+    begun, missed = False, 0
+
+    def look() -> None:
+        nonlocal begun, missed
+        meanwhile()
+        held = run.in_use(LOCK)
+        begun |= held
+        missed = 0 if held or not begun else missed + 1
+        if missed == BEATS_MISSED:
+            with contextlib.suppress(ConsiliumError):  # it may be ending by itself just now
+                link.stop_run(number)
+
+    return look
+
+
+def wait_until_free(run: RunFolder, tell: Callable[[str], None] = lambda _text: None) -> None:
     """Wait for a run that was stopped just now: its ServerApp hears of it with its next heartbeat, within half a minute."""
     deadline = time.monotonic() + STOPPING_S
     told = False
@@ -127,7 +171,7 @@ def _wait_until_free(run: RunFolder, console: Console) -> None:
             if time.monotonic() > deadline:
                 raise
         if not told:
-            console.print("waiting for the former run of this study to end", highlight=False)
+            tell("waiting for the former run of this study to end")
             told = True
         time.sleep(0.5)
 

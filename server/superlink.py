@@ -11,11 +11,13 @@ only, and Control requests only with the secret of the home folder. `SuperLink.s
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -63,6 +65,7 @@ _READY_TIMEOUT_S: Final = 60.0
 _PORT_TRIES: Final = 3
 _POLL_S: Final = 0.2
 _WATCH_S: Final = 1.0
+_PORT_PATIENCE_S: Final = 8.0
 _SHORT_LIFE_S: Final = 5.0
 _SILENCE_S: Final = 120.0
 _CERTIFICATE_DAYS: Final = 365
@@ -186,7 +189,7 @@ class SuperLink:
         Raises
         ------
         MachineError
-            If it does not answer within 60 s; the message has the end of its log.
+            If the port is taken, or it does not answer within 60 s; the message has the end of its log.
         StateError
             If the home folder's files are damaged.
         """
@@ -196,6 +199,8 @@ class SuperLink:
                 write_private(home / name, secrets.token_hex(32).encode())
         certificates = certificates or _own_certificates(home / "tls")
         wanted = port or _remembered_port(home)
+        if wanted:
+            _wait_for_port(host, wanted, home)
         for attempt in range(_PORT_TRIES):
             chosen = wanted or free_port()
             link = cls(home, host, chosen, certificates, (log_folder or home / "log").resolve(), virtual=virtual)
@@ -369,7 +374,12 @@ class SuperLink:
         return RunStatus(status.status, status.sub_status, status.details)
 
     def wait(
-        self, run_id: int, timeout_s: float | None = None, *, on_change: Callable[[RunStatus], None] | None = None
+        self,
+        run_id: int,
+        timeout_s: float | None = None,
+        *,
+        on_change: Callable[[RunStatus], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> RunStatus:
         """Wait until a run has finished, and keep the SuperLink alive meanwhile.
 
@@ -381,6 +391,8 @@ class SuperLink:
             Give up waiting after this many seconds (the run goes on); None waits for ever.
         on_change
             Called with every new status.
+        meanwhile
+            Called about every second.
 
         Returns
         -------
@@ -397,6 +409,7 @@ class SuperLink:
         heard = time.monotonic()
         while not last.finished and (deadline is None or time.monotonic() < deadline):
             self.revive()
+            meanwhile()
             try:
                 now = self.status(run_id)
             except MachineError:  # it may just have been killed; revive sees to it, here or where it was started
@@ -420,6 +433,15 @@ class SuperLink:
         """Stop a run that has not finished."""
         with self._asking("stop a run"):
             self._control.StopRun(StopRunRequest(run_id=run_id))
+
+    def stop_unfinished(self) -> None:
+        """Stop every run that has not finished: those of a coordinator that was killed."""
+        with self._asking("list the runs"):
+            runs = self._control.ListRuns(ListRunsRequest()).run_dict
+        for number, run in runs.items():
+            if run.status.status != "finished":
+                with contextlib.suppress(SettingsError, StateError):  # it may have ended by itself just now
+                    self.stop_run(number)
 
     def revive(self) -> None:
         """Start the SuperLink or SuperExec again if it ended; runs and sites go on where they were.
@@ -631,6 +653,27 @@ def _remembered_port(home: Path) -> int:
         return int(json.loads(path.read_text())["port"])
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path} does not hold a port; remove it to have another chosen") from error
+
+
+def _wait_for_port(host: str, port: int, home: Path) -> None:
+    """Wait for a former SuperLink that is just ending; `MachineError` if the port stays taken."""
+    deadline = time.monotonic() + _PORT_PATIENCE_S
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise MachineError(f"{host}:{port} can not be listened on: {error.strerror}") from None
+            else:
+                return
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"port {port} is in use by another process: stop that one, or choose another port (the port used last time is "
+                f"remembered in {home / 'port.json'}; sites have it in their site.toml)"
+            )
+        time.sleep(_POLL_S)
 
 
 def _remember_port(home: Path, port: int) -> None:

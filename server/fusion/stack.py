@@ -91,7 +91,7 @@ def apply(stack: Stack, masks: Mapping[str, SoftMasks]) -> SoftMasks:
     sees = np.stack([gate.sees(mask, stack.alpha) for mask in held])
     fused = np.empty(held.shape[1:], np.uint8)
     for image, label in np.ndindex(*held.shape[1:3]):
-        score = _score(held[:, image, label], sees[:, image, label], stack.weights[label], stack.offset[label])
+        score = _score(held[:, image, label], sees[:, image, label], stack.weights[label], float(stack.offset[label]))
         fused[image, label] = quantise(_sigmoid(score))
     return fused
 

@@ -30,6 +30,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
         here = local.get(site)
         return {
             "network": _network(card),
+            "offline": site in run.study.collect.offline,
             "images": {
                 "answered": answered,
                 "train": here.train_images if here else None,
@@ -71,7 +72,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
         "labels": list(run.study.labels),
         "status": state.word,
         "failure": state.told if state.word == "failed" else None,
-        "awaits": state.told if state.word == "awaits-consent" else None,
+        "awaits": state.told if state.word.startswith("awaits-") else None,
         "study_digest": run.study.digest,
         "catalogue_hash": run.catalogue.hash,
         "sites": {site: site_metrics(site) for site in run.study.sites},

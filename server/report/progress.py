@@ -23,6 +23,7 @@ WORDS: Final = {
     "interrupted": "was interrupted: nobody works on it. Start the same command again; it goes on from here",
     "failed": "failed",
     "awaits-consent": "waits for consent",
+    "awaits-answer": "waits for an answer file",
     "finished": "is finished",
 }
 

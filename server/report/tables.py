@@ -177,7 +177,11 @@ def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, 
     measured = [round(score["mean"], 1) for score in home if score and score["n"]]
     top = max(measured) if len(measured) > 1 else None
     teacher, student, tuned = (
-        Cell(dice_text(score), bool(score and score["n"] and round(score["mean"], 1) == top)) for score in home
+        Cell(
+            "offline" if score is None and entry.get("offline") else dice_text(score),
+            bool(score and score["n"] and round(score["mean"], 1) == top),
+        )
+        for score in home
     )
     network = plain(entry["network"], 24) if entry["network"] else NONE
     return (Cell(site), Cell(network), teacher, pooled, student, tuned)

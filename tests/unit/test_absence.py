@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
 from consilium.common import wire
 from consilium.common.errors import ErrorCode, StudyError
+from consilium.server.app import is_silent
 from consilium.server.inquiry import Letter
 from tests.federation_in_memory import FederationInMemory, honest
 from tests.unit.test_collect import CHUNK, COUNT, SITES, Case
+from tests.unit.test_labels import open_study
 
 Make = Callable[..., Case]
 
@@ -170,3 +174,37 @@ def test_trimmed_masks_are_the_honest_sites_and_the_liar_is_named_by_its_agreeme
     held = case.ledger.agreement()
     assert {site: one.n for site, one in held.items()} == dict.fromkeys(SITES, COUNT)
     assert held["west"].mean < 25 < 50 <= held["east"].mean == held["north"].mean
+
+
+class CutWhileTold:
+    """A `Post` to two sites: east is lost as soon as it was asked, and in the end both decline."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.tickets: list[str] = []
+
+    def connected(self) -> set[str]:
+        self.looks += 1
+        return {"north", "east"} if self.looks == 1 else {"north"}
+
+    def send(self, site: str, _action: wire.Action, _content: RecordDict, _timeout_s: float) -> str:
+        self.tickets.append(site)
+        return site
+
+    def receive(self) -> list[Letter]:
+        tickets, self.tickets = self.tickets, []
+        return [Letter(ticket, wire.error_record(ErrorCode.REFUSED_BY_POLICY)) for ticket in tickets]
+
+
+def test_a_site_that_is_lost_while_it_is_told_of_the_study_is_shown_as_away(tmp_path: Path) -> None:
+    run = open_study(tmp_path, ("north", "east"))
+    with pytest.raises(StudyError, match="0 of 2 sites take part"):
+        run.describe(CutWhileTold())
+    assert {site: connected for site, (_, connected) in run.ledger.seen().items()} == {"north": True, "east": False}
+    assert any("is not connected" in event.text for event in run.ledger.events() if event.site == "east")
+
+
+@pytest.mark.parametrize(("now", "silent"), [(940.0, False), (994.9, False), (995.1, True), (1000.0, True)])
+def test_a_node_is_silent_shortly_before_flower_says_so(now: float, silent: bool) -> None:
+    assert is_silent(NodeInfo(node_id=1, online_until=1000.0), now) is silent
+    assert not is_silent(NodeInfo(node_id=1), now), "nodes of a simulation have no heartbeat"

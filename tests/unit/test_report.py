@@ -32,7 +32,16 @@ from consilium.server.pooled_evaluation import native_truths, write_test_sites
 from consilium.server.report import write_report
 from consilium.server.report.evaluation import console_evaluation
 from consilium.server.report.gallery import outline
-from consilium.server.report.tables import bytes_text, console_table, dice_table, rivals, seconds_text, verdict
+from consilium.server.report.tables import (
+    bytes_text,
+    console_table,
+    dice_table,
+    fusion_table,
+    rich_table,
+    rivals,
+    seconds_text,
+    verdict,
+)
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
 
@@ -291,6 +300,24 @@ def test_the_best_of_those_compared_is_marked(metrics: dict) -> None:  # type: i
     assert rows["south"][2].best  # 72.0
     top = max(rivals(metrics), key=lambda one: one.mean)
     assert [row[0].text for row in dice_table(metrics).rows if row[3].best] == [top.name]
+
+
+def test_how_much_each_site_counts_is_told_where_it_is_more_than_one_each(metrics: dict) -> None:  # type: ignore[type-arg]
+    assert fusion_table(metrics) is None
+    told = {"dice-mean": 71.25, "images": 17, "temperature": 1.5, "misses": 2, "false-alarms": 0}
+    sites = {site: dict(entry) for site, entry in metrics["sites"].items()}
+    first, second, *_ = sites
+    sites[first]["fusion"] = {"weight": 1000, "validation": told, "silent": 3}
+    sites[second]["fusion"] = {"weight": 250, "validation": None, "silent": None}
+    table = fusion_table({**metrics, "sites": sites})
+    assert table is not None
+    assert [[cell.text for cell in row] for row in table.rows[:2]] == [
+        [first, "100 %", "71.2", "17", "2", "0", "1.50", "3"],
+        [second, "25 %", "—", "—", "—", "—", "—", "—"],
+    ]
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(rich_table(table))
+    assert max(map(len, shown.getvalue().splitlines())) <= 100
 
 
 def test_a_study_that_was_never_answered_has_a_report(tmp_path: Path) -> None:
