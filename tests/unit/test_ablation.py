@@ -415,10 +415,18 @@ def test_a_perturbed_site_answers_so_and_its_validation_knows(tmp_path: Path) ->
 
 
 def test_cells_go_scenario_by_scenario_and_a_scenario_may_want_few(tmp_path: Path) -> None:
+    few = {"name": "few", "seeds": [1], "steps": ["consensus"]}
+    settings = settings_of(tmp_path, seeds=[0, 1], scenario=[{"name": "even"}, few])
+    assert [cell.name for cell in cells(settings) if cell.scenario.name == "few"] == [
+        "few/teacher/1", "few/consensus/1", "few/pooled-data/1", "few/fedavg/1",
+    ]  # fmt: skip
+    assert len(list(cells(settings))) == 2 * 5 + 4
+
+
+def test_the_shipped_ablation_runs_on_phantoms_and_shows_what_it_found(tmp_path: Path) -> None:
     few = '[{ name = "even", steps = ["paper", "no-entropy", "consensus"] }, { name = "few", steps = ["paper"] }]'
-    (tmp_path / "short.toml").write_text(
-        FILE.read_text().replace("[scale.tiny]\n", f"[scale.tiny]\nscenario = {few}\n")
-    )
+    text = FILE.read_text().replace("[scale.tiny]\n", f"[scale.tiny]\nscenario = {few}\n")
+    (tmp_path / "short.toml").write_text(text)
     told = CliRunner().invoke(
         app, ["experiment", str(tmp_path / "short.toml"), "--scale", "tiny", "--run", str(tmp_path / "run")],
         catch_exceptions=False,
