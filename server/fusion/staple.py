@@ -65,8 +65,9 @@ def estimate(
         truth = np.divide(target, both, out=np.full_like(both, prior), where=both > 0)
         inside, outside = pixels * truth, pixels * (1 - truth)
         before = sensitivity, specificity
-        sensitivity = inside @ decided / inside.sum() if inside.sum() > 0 else sensitivity
-        specificity = outside @ ~decided / outside.sum() if outside.sum() > 0 else specificity
+        # a sum of all in another order may be larger than itself, by its last bit
+        sensitivity = np.minimum(inside @ decided / inside.sum(), 1.0) if inside.sum() > 0 else sensitivity
+        specificity = np.minimum(outside @ ~decided / outside.sum(), 1.0) if outside.sum() > 0 else specificity
         if max(np.abs(sensitivity - before[0]).max(), np.abs(specificity - before[1]).max()) < _STILL:
             break
     return truth, sensitivity, specificity

@@ -89,3 +89,13 @@ def test_patterns_put_every_pixel_together_again(seed: int, columns: int, base: 
     at, pattern = patterns.find(list(held), base)
     assert (held[:, at][:, pattern] == held).all()
     assert len({tuple(one) for one in held.T}) == len(at)
+
+
+@given(SEEDS, st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_whatever_sites_decide_all_estimates_are_probabilities(seed: int, sites: int) -> None:
+    rng = np.random.default_rng(seed)
+    decided = np.array([[bool(code >> site & 1) for site in range(sites)] for code in range(2**sites)])
+    pixels = np.floor(10 ** rng.uniform(0, 5, 2**sites))
+    for found in staple.estimate(decided, pixels):
+        assert ((found >= 0) & (found <= 1)).all()
