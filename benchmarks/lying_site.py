@@ -70,6 +70,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     }
     return {
         "name": "lying-site",
+        "preset": "paper",
         "seed": 7,
         "sites": list(sites),
         "image": {"size": given.size, "channels": 1},

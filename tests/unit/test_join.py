@@ -24,6 +24,12 @@ NOW = utc_now()
 SETTINGS = 'name = "trial"\n[superlink]\naddress = "hub.example.org:9443"\n[sites.north]\n'
 
 
+@pytest.fixture(autouse=True)
+def _the_time_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are valid from when they are made on, which may be long after this file was read."""
+    monkeypatch.setitem(globals(), "NOW", utc_now() - timedelta(seconds=2))  # a certificate's times are whole seconds
+
+
 @pytest.fixture(scope="module")
 def kit_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")

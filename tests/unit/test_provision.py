@@ -57,6 +57,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.fixture(autouse=True)
+def _the_time_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are valid from when they are made on, which may be long after this file was read."""
+    monkeypatch.setitem(globals(), "NOW", utc_now() - timedelta(seconds=2))  # a certificate's times are whole seconds
+
+
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
     (tmp_path / "federation.toml").write_text(SETTINGS)
