@@ -402,7 +402,11 @@ def main() -> int:
         folder = Path(shutil.copytree(work / "prepared", work / "soak"))
         soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))  # noqa: S311
         began = time.monotonic()
-        soak.run(given.kills, tuple(given.pause), given.limit, given.victims)
+        try:
+            soak.run(given.kills, tuple(given.pause), given.limit, given.victims)
+        except BaseException:
+            print_kills(soak.kills)  # a run that takes too long, or is interrupted, tells what it saw
+            raise
         took = time.monotonic() - began
         wrong, answers = soak.differences(reference), soak.answers()
     print_kills(soak.kills)
