@@ -17,8 +17,9 @@ from consilium.common.datasets import phantoms
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import parse
 from consilium.common.soft_mask import quantise
-from consilium.common.study import StudentSettings
+from consilium.common.study import StudentSettings, Study
 from consilium.common.training.loop import fit
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.ablation import fedavg
@@ -31,7 +32,9 @@ from consilium.server.cli import app
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Store
 
-FILE = Path(__file__).parents[2] / "configs" / "consensus-ablation.toml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILE = CONFIGS / "consensus-ablation.toml"
+SCENARIOS = CONFIGS / "consensus-scenarios.toml"
 NETWORK = {"name": "unet", "width": 4}
 SHORT = {"image-budget": 32, "batch": 8, "learning-rate": 5e-3, "threads": 1}
 SITE = SiteSettings(network=NetworkSettings(name="unet"))
@@ -224,12 +227,38 @@ def test_the_shipped_ladder_is_valid_at_every_scale_and_starts_with_the_papers_s
     assert first.transferal == ("ddti",)
     assert full.scenario[0].sites == {}
     preset = full.recipe(full.preset)
-    assert (preset.fusion.calibrated, preset.fusion.weights) == (True, "validation")
     assert (small.image.size, tiny.image.size, tiny.data["busi"].data_set) == (128, 48, "phantoms")
     scaled = tiny.recipe(tiny.preset).student.training  # lengths are the scale's, ingredients the preset's
     assert (scaled.image_budget, scaled.epochs) == (160, 0)
     assert (scaled.dice_share, scaled.ema) == (preset.student.training.dice_share, preset.student.training.ema)
     assert "consensus-ablation.toml" in FILE.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("file", [FILE, SCENARIOS])
+def test_a_shipped_consensus_step_is_the_preset_in_all_but_network_length_and_learning_rate(file: Path) -> None:
+    settings = load(file)
+    step = settings.recipe(settings.preset)
+    own = {"network", "image_budget", "epochs", "batch", "learning_rate", "precision", "device", "threads"}
+    preset = parse(Study, {"name": "any", "sites": ["one", "two"]}, "the preset")
+
+    def said(student: StudentSettings) -> dict[str, Any]:
+        return student.model_dump(exclude={"network": True, "training": own})
+
+    assert step.fusion == preset.fusion
+    assert step.exclusion == preset.exclusion
+    assert said(step.student) == said(preset.student)
+
+
+def test_the_shipped_scenarios_have_the_ablations_scene_so_that_both_share_teachers_and_students() -> None:
+    ladder, scenarios = load(FILE), load(SCENARIOS)
+    same = {"image", "data", "labelled", "split", "sites", "fedavg"}
+    assert scenarios.model_dump(include=same) == ladder.model_dump(include=same)
+    assert scenarios.recipe("paper") == ladder.recipe("paper")
+    assert scenarios.recipe("consensus") == ladder.recipe("consensus")
+    assert scenarios.recipe("median") == ladder.recipe("median")
+    assert [one.name for one in scenarios.scenario] == ["unequal", "under-confident", "inverted", "benign-only"]
+    tiny = load(SCENARIOS, "tiny")
+    assert tiny.sites_in(tiny.scenario[0])["delta"].training.image_budget == 160  # no scale but the full one has its length
 
 
 def test_the_example_in_the_documents_is_an_ablation(tmp_path: Path) -> None:
