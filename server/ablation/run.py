@@ -57,6 +57,7 @@ def cells(settings: Ablation) -> Iterator[Cell]:
                 yield Cell(scenario, seed, Kind.STUDENT, step)
             yield Cell(scenario, seed, Kind.POOLED_DATA)
             yield Cell(scenario, seed, Kind.FEDAVG)
+            yield Cell(scenario, seed, Kind.TRUE_MASKS)
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,13 @@ class Ablator:
         what = f"{network.name} learns all sites' labels"
         return stages.teach(self.store, network, training, data, seed=seed, what=what)
 
+    def true_masks(self, scenario: ScenarioSettings, seed: int) -> Model:
+        """The judged step's student, trained with the true masks of the labelled data set's transferal images."""
+        network, training = self._reference(scenario, seed)
+        data = self.scene(scenario, seed).unlabelled
+        what = f"{network.name} learns the true masks of the unlabelled images"
+        return stages.teach(self.store, network, training, data, seed=seed, what=what)
+
     def fedavg(self, scenario: ScenarioSettings, seed: int) -> Model:
         """The judged step's student, trained by FedAvg."""
         network, training = self._reference(scenario, seed)
@@ -260,7 +268,8 @@ class Ablator:
             return self._teacher_rows(cell)
         if cell.kind is Kind.STUDENT:
             return self._step_rows(cell)
-        model = (self.fedavg if cell.kind is Kind.FEDAVG else self.pooled_data)(cell.scenario, cell.seed)
+        baselines = {Kind.FEDAVG: self.fedavg, Kind.POOLED_DATA: self.pooled_data, Kind.TRUE_MASKS: self.true_masks}
+        model = baselines[cell.kind](cell.scenario, cell.seed)
         place = Place(cell.scenario.name, cell.seed, "", cell.kind, seconds=model.artefact.seconds)
         scene = self.scene(cell.scenario, cell.seed)
         return self._scored(place, scene, stages.evaluate(self.store, model, scene.test))

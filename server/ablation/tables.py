@@ -9,8 +9,13 @@ from consilium.server.ablation.settings import Ablation
 from consilium.server.ablation.targets import Target, best_teacher, by_seed, own_tests
 from consilium.server.experiment.render import NONE, Cell, Table
 
-BASELINES: Final = {Kind.FEDAVG: "FedAvg", Kind.POOLED_DATA: "all sites' labels"}
-"""The student's network, trained with labels that stay at the sites, and with all of them in one place."""
+BASELINES: Final = {
+    Kind.FEDAVG: "FedAvg",
+    Kind.POOLED_DATA: "all sites' labels",
+    Kind.TRUE_MASKS: "unlabelled images, true masks",
+}
+"""The student's network, trained with labels that stay at the sites, with all of them in one place, and as a faultless fusion
+would have it."""
 
 
 def all_tables(settings: Ablation, rows: Sequence[Row], found: Sequence[Target]) -> list[Table]:
@@ -70,7 +75,8 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
             "Fused: the teachers' masks as the step fuses them, on the transferal images of the labelled data set, whose labels "
             "only this table knows, and on the pooled test. The rows above the steps have no fusion: there, the "
             "teachers' own masks.",
-            "FedAvg and all sites' labels: the judged step's network, trained at the same compute.",
+            "FedAvg, all sites' labels, true masks: the judged step's network, trained at the same compute; the last on the "
+            "labelled data set's own unlabelled images, with their true masks: more than any fusion can give.",
             "Kept: transferal images after exclusion, of how many.",
             "In brackets: the mean of the seeds' intervals at 95 %, by resampling whole groups of near duplicates.",
             "Worst site: the student less the site's own teacher, on that site's own test, where it is least.",

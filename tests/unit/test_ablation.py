@@ -428,7 +428,8 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_results(
         (row.kind, row.step): [one.part for one in found if (one.kind, one.step) == (row.kind, row.step)]
         for row in found
     }
-    assert parts[Kind.STUDENT, "consensus"] == parts[Kind.FEDAVG, ""] == [POOLED, "alpha", "bravo"]
+    for model in ((Kind.STUDENT, "consensus"), (Kind.FEDAVG, ""), (Kind.POOLED_DATA, ""), (Kind.TRUE_MASKS, "")):
+        assert parts[model] == [POOLED, "alpha", "bravo"]
     assert parts[Kind.ENSEMBLE, "paper"] == [POOLED, "alpha", "bravo", UNLABELLED]
     assert {(row.images_before, row.images_after) for row in found if row.kind is Kind.STUDENT} == {(18, 18), (12, 12)}
 
@@ -476,9 +477,9 @@ def test_cells_go_scenario_by_scenario_and_a_scenario_may_want_few(tmp_path: Pat
     few = {"name": "few", "seeds": [1], "steps": ["consensus"]}
     settings = settings_of(tmp_path, seeds=[0, 1], scenario=[{"name": "even"}, few])
     assert [cell.name for cell in cells(settings) if cell.scenario.name == "few"] == [
-        "few/teacher/1", "few/consensus/1", "few/pooled-data/1", "few/fedavg/1",
+        "few/teacher/1", "few/consensus/1", "few/pooled-data/1", "few/fedavg/1", "few/true-masks/1",
     ]  # fmt: skip
-    assert len(list(cells(settings))) == 2 * 5 + 4
+    assert len(list(cells(settings))) == 2 * 6 + 5
 
 
 def test_the_shipped_ablation_runs_on_phantoms_and_shows_what_it_found(tmp_path: Path) -> None:
