@@ -277,7 +277,7 @@ def test_a_second_coordinator_on_a_folder_is_refused_until_the_first_has_ended(t
 
 
 def test_a_busy_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consilium.server.superlink._PORT_PATIENCE_S", 0.5)
+    monkeypatch.setattr("consilium.server.superlink_home._PORT_PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=rf"port {port} is in use by another process: stop that one, or choose"):
