@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +31,7 @@ from consilium.common.validation import Validation, from_card
 from consilium.common.wire import Score
 from consilium.server import agreement, exclusion, pooled_evaluation, questions, weighting
 from consilium.server.collect import Collector, Watched, waits_for_people
+from consilium.server.disk import write_text
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import Scored
@@ -576,8 +576,8 @@ class StudyRun:
         )
         summary = evaluated.summary(np.random.default_rng(self.study.seed))
         self.ledger.keep_result("", "test.evaluation", json.dumps(summary))
-        _replace(self.folder.evaluation_rows, to_csv(evaluated.parts))
-        _replace(self.folder.evaluation, json.dumps(summary, indent=2) + "\n")
+        write_text(self.folder.evaluation_rows, to_csv(evaluated.parts))
+        write_text(self.folder.evaluation, json.dumps(summary, indent=2) + "\n")
 
     def evaluation(self) -> dict[str, Any] | None:
         """The evaluation's summary, if the test images were evaluated."""
@@ -603,7 +603,7 @@ class StudyRun:
             rows.writerow(
                 (i, entry.id, entry.role, answered, *measured, seen, agreed, reasons[i].value, paper[i].value)
             )
-        _replace(self.folder.selection, table.getvalue())
+        write_text(self.folder.selection, table.getvalue())
 
     def _nothing_kept(self, found: exclusion.Statistics, reasons: list[exclusion.Reason]) -> str:
         chosen = self.catalogue.indices("transferal")
@@ -678,12 +678,6 @@ class StudyRun:
 def _import_torch() -> None:
     """Import what the student's stages need: it takes seconds, and the sites have just been asked something."""
     import consilium.server.distill  # noqa: F401
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
 
 
 def _teacher_card(text: str) -> dict[str, Any]:

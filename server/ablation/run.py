@@ -25,11 +25,12 @@ from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Place, Row,
 from consilium.server.ablation.scene import Scene, lay_out, share_out
 from consilium.server.ablation.settings import Ablation, Recipe, ScenarioSettings
 from consilium.server.ablation.teachers import Teacher
+from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet, joined, prepare
 from consilium.server.experiment.display import Display
 from consilium.server.experiment.stages import Masks, Model, slices
-from consilium.server.experiment.store import Store, alone_in, write_text
+from consilium.server.experiment.store import Store, alone_in
 
 Dice = npt.NDArray[np.float64]
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from consilium.common.errors import DataError
 from consilium.common.metrics import score
 from consilium.common.wire import Score
+from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet, labelled_few, prepare
 from consilium.server.experiment.display import Display
@@ -26,7 +27,7 @@ from consilium.server.experiment.grid import Cell, CountCell, ScratchCell, Stude
 from consilium.server.experiment.rows import Row, Variant, write_rows
 from consilium.server.experiment.settings import Experiment
 from consilium.server.experiment.stages import Masks, Model, Selection
-from consilium.server.experiment.store import Store, alone_in, write_text
+from consilium.server.experiment.store import Store, alone_in
 
 LEAK_LIMIT: Final = 0.05
 """Most of a test set, as a share, that may be among a model's labelled training images: published data sets repeat a few
