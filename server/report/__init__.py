@@ -22,7 +22,7 @@ def write_report(run: StudyRun) -> None:
     """
     started = time.monotonic()
     run.ledger.reopen(STAGE)
-    run.tell(STAGE, 0, 1)
+    run.stages.tell(STAGE, 0, 1)
     measured = metrics(run)
     measured["seconds"].pop(STAGE, None)
     write_text(run.folder.report, render(run, measured))
