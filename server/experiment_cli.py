@@ -95,7 +95,7 @@ def find_experiment(path: Path) -> Path:
     if path.is_file():
         return path
     configs = Path(str(files("consilium.configs")))
-    shipped = [*sorted((configs / "paper").glob("*.toml")), configs / "consensus-ablation.toml"]
+    shipped = [*sorted((configs / "paper").glob("*.toml")), *sorted(configs.glob("consensus-*.toml"))]
     for found in shipped:
         if found.name == path.name:
             return found

@@ -16,7 +16,7 @@ _SITE: Final = """# The settings of site {site} in the federation {federation}. 
 
 {name_and_labels}
 # The site's own model. With labelled images and no model yet, `consilium-site train site.toml` trains this one. A model that
-# you have already (ONNX, torch, MONAI, a server, a program): docs/teachers.md, then `consilium-site check site.toml`.
+# you have already (ONNX, torch, nnU-Net, a server, a program): docs/teachers.md, then `consilium-site check site.toml`.
 [teacher]
 size = 384              # height and width it works at, in pixels
 channels = 1            # 1 for gray, 3 for RGB

@@ -10,6 +10,7 @@ from consilium.clients.teachers.settings import (
     ForeignSettings,
     ModuleSettings,
     MonaiBundleSettings,
+    NnunetSettings,
     OnnxSettings,
     ServedSettings,
     TorchExportSettings,
@@ -45,6 +46,10 @@ def open_untempered(home: SiteHome) -> Teacher:
         from consilium.clients.teachers.checkpoint import CheckpointTeacher
 
         return CheckpointTeacher(home.teacher, settings, home.settings.training.device)
+    if isinstance(settings, NnunetSettings):
+        from consilium.clients.teachers import nnunet
+
+        settings = nnunet.with_channels(settings, home.folder, home.settings.labels)
     return FittedTeacher(_ask(home, settings), settings, len(home.settings.labels))
 
 
@@ -82,4 +87,8 @@ def _ask(home: SiteHome, settings: ForeignSettings) -> Ask:
         from consilium.clients.teachers import monai_bundle
 
         return monai_bundle.opened(settings, folder, device)
+    if isinstance(settings, NnunetSettings):
+        from consilium.clients.teachers import nnunet
+
+        return nnunet.opened(settings, folder, device)
     raise SettingsError(f"no teacher is opened for {type(settings).__name__}")

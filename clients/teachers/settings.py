@@ -4,6 +4,7 @@ Every kind but our own checkpoint says how its input is made (`size`, `channels`
 output means (`output`, `output_channels`). Paths are relative to the settings file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -196,6 +197,39 @@ class MonaiBundleSettings(TensorSettings):
         return folder / self.folder / self.config, folder / self.folder / self.weights
 
 
+class NnunetSettings(ForeignSettings):
+    """A results folder of nnU-Net v2, with its own preprocessing; 2-D."""
+
+    kind: Literal["nnunet"]
+    folder: str = Field(min_length=1, description="holds dataset.json, plans.json and fold_*/")
+    size: Size = Field(description="what images are stretched to; native: the study's")
+    output: Literal["probabilities"] = "probabilities"
+    output_channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="for each label its channel; none: that of its name in dataset.json"
+    )
+    folds: tuple[Literal["all"] | Annotated[int, Field(ge=0)], ...] = Field((), description="none: all that are there")
+    checkpoint: str = Field("checkpoint_final.pth", min_length=1, description="in each fold's folder")
+    mirrored: bool = Field(True, description="whether mirror images are asked about, too, as nnU-Net does")
+
+    @property
+    def has_logits(self) -> bool:
+        """Its probabilities are computed from logits, and not rounded."""
+        return True
+
+    def checkpoints(self, folder: Path) -> tuple[Path, ...]:
+        """Give the files of the folds, whether they are there or not; ``fold_all`` where there is no other."""
+        results = folder / self.folder
+        numbers = (path.parent.name.removeprefix("fold_") for path in results.glob(f"fold_*/{self.checkpoint}"))
+        found = sorted(int(number) for number in numbers if number.isdecimal())
+        folds: Sequence[int | str] = self.folds or found or ("all",)
+        return tuple(results / f"fold_{fold}" / self.checkpoint for fold in folds)
+
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        """See `ForeignSettings.files`."""
+        results = folder / self.folder
+        return results / "dataset.json", results / "plans.json", *self.checkpoints(folder)
+
+
 class ServedSettings(TensorSettings):
     """A model behind the Open Inference Protocol v2 over gRPC: Triton, KServe, OpenVINO Model Server and others."""
 
@@ -254,7 +288,8 @@ TeacherSettings = Annotated[
     | CallableSettings
     | CommandSettings
     | ServedSettings
-    | MonaiBundleSettings,
+    | MonaiBundleSettings
+    | NnunetSettings,
     BeforeValidator(_default_kind),
     Field(discriminator="kind"),
 ]

@@ -33,12 +33,15 @@ def ladder(rows: Sequence[Row], steps: Sequence[str]) -> Markup:
 
     Dots are means over the seeds; small ones are each seed's. The line through a student is the mean of its seeds' intervals.
     """
-    lines = {
-        "best teacher": list(best_teacher(rows).values()),
-        "FedAvg": [row.dice_mean for row in rows if (row.kind, row.part) == (Kind.FEDAVG, POOLED)],
-        "all sites' labels": [row.dice_mean for row in rows if (row.kind, row.part) == (Kind.POOLED_DATA, POOLED)],
+    lines = {"best teacher": list(best_teacher(rows).values())} | {
+        name: [row.dice_mean for row in rows if (row.kind, row.part) == (kind, POOLED)]
+        for name, kind in (
+            ("FedAvg", Kind.FEDAVG),
+            ("all labels", Kind.POOLED_DATA),
+            ("true masks", Kind.TRUE_MASKS),
+        )
     }
-    styles = dict(zip(lines, ("-", ":", "--"), strict=True))
+    styles = dict(zip(lines, ("-", ":", "--", "-."), strict=True))
     told = []
     with matplotlib.rc_context(SETTINGS):
         figure, axes = new_axes(7.2, 1.1 + 0.34 * len(steps))
@@ -66,7 +69,7 @@ def ladder(rows: Sequence[Row], steps: Sequence[str]) -> Markup:
         axes.set_ylim(len(steps) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel="Dice on the pooled test (%); line: 95 % interval, mean of the seeds'")
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5, borderaxespad=0.3, fontsize=9,
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, borderaxespad=0.3, fontsize=9,
                     handlelength=1.4, columnspacing=1.2, labelcolor=COLOURS["ink"])  # fmt: skip
         return svg(figure, "Dice of each step's student: " + ", ".join(told))
 

@@ -21,7 +21,7 @@ def write_pages(work: Ablator, rows: Sequence[Row], root: Path) -> list[Table]:
     """Write ``tables/``, ``ladder.svg`` and ``index.html`` into an ablation's folder; gives the tables."""
     settings = work.settings
     first = settings.scenario[0]
-    found = targets(rows, first.name, settings.preset, settings.step[0].name)
+    found = targets(rows, first.name, settings.judged, settings.step[0].name)
     made = all_tables(settings, rows, found)
     write_tables(made, root)
     drawn = ladder([row for row in rows if row.scenario == first.name], settings.steps_of(first))

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """One network whose weights were averaged."""
     POOLED_DATA = "pooled-data"
     """The student's network, trained with all sites' labels in one place: what no federation may do."""
+    TRUE_MASKS = "true-masks"
+    """The same, trained with the true masks of the unlabelled images: what a fusion without a fault would give it."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from consilium.common.metrics import dice
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.study import StudentSettings
 from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation
 from consilium.server import consensus, exclusion
@@ -57,6 +56,7 @@ def cells(settings: Ablation) -> Iterator[Cell]:
                 yield Cell(scenario, seed, Kind.STUDENT, step)
             yield Cell(scenario, seed, Kind.POOLED_DATA)
             yield Cell(scenario, seed, Kind.FEDAVG)
+            yield Cell(scenario, seed, Kind.TRUE_MASKS)
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,24 @@ class Ablator:
             for name, site in self.settings.sites_in(scenario).items()
         }
 
+    def answering(self, scenario: ScenarioSettings, seed: int, recipe: Recipe) -> dict[str, Teacher]:
+        """Who answers about the transferal images: the teachers, or in a follow-up the student as each site fine-tuned it."""
+        rivals, tuning = self.teachers(scenario, seed), recipe.fine_tuning
+        student = self.student(scenario, seed, recipe.first) if tuning else None
+        if tuning is None or student is None:
+            return rivals
+        scene = self.scene(scenario, seed)
+        return {
+            name: teachers.fine_tune(self.store, name, one, student, tuning, scene.sites[name].train, seed=seed)
+            for name, one in rivals.items()
+        }
+
     def validation(self, scenario: ScenarioSettings, seed: int, recipe: Recipe) -> dict[str, Validation]:
-        """What the sites say of their teachers."""
+        """What the sites say of what answers there."""
         scene = self.scene(scenario, seed)
         return {
             name: teachers.validate(self.store, one, scene.sites[name].validation, recipe.fusion.views)
-            for name, one in self.teachers(scenario, seed).items()
+            for name, one in self.answering(scenario, seed, recipe).items()
         }
 
     def fused(self, scenario: ScenarioSettings, seed: int, recipe: Recipe, data: DataSet) -> Fusion:
@@ -155,7 +167,7 @@ class Ablator:
                 recipe.fusion.views,
                 validation[name].temperature if recipe.fusion.calibrated else 1.0,
             )
-            for name, one in self.teachers(scenario, seed).items()
+            for name, one in self.answering(scenario, seed, recipe).items()
         }
         facts = {
             "masks": {name: one.digest for name, one in masks.items()},
@@ -203,14 +215,21 @@ class Ablator:
         )
 
     def pooled_data(self, scenario: ScenarioSettings, seed: int) -> Model:
-        """The preset's student, trained with all sites' labels."""
+        """The judged step's student, trained with all sites' labels."""
         network, training = self._reference(scenario, seed)
         data = self.scene(scenario, seed).pooled
         what = f"{network.name} learns all sites' labels"
         return stages.teach(self.store, network, training, data, seed=seed, what=what)
 
+    def true_masks(self, scenario: ScenarioSettings, seed: int) -> Model:
+        """The judged step's student, trained with the true masks of the labelled data set's transferal images."""
+        network, training = self._reference(scenario, seed)
+        data = self.scene(scenario, seed).unlabelled
+        what = f"{network.name} learns the true masks of the unlabelled images"
+        return stages.teach(self.store, network, training, data, seed=seed, what=what)
+
     def fedavg(self, scenario: ScenarioSettings, seed: int) -> Model:
-        """The preset's student, trained by FedAvg."""
+        """The judged step's student, trained by FedAvg."""
         network, training = self._reference(scenario, seed)
         sites = {name: site.train for name, site in self.scene(scenario, seed).sites.items()}
         rounds = self.settings.fedavg.rounds
@@ -235,9 +254,10 @@ class Ablator:
         return Model(self.store.keep("model", facts, make), network, training.device)
 
     def _reference(self, scenario: ScenarioSettings, seed: int) -> tuple[NetworkSettings, TrainingSettings]:
-        recipe = self.settings.recipe(self.settings.preset)
-        images = len(self.transferal(scenario, seed, recipe))
-        return recipe.student.network, as_long(recipe.student, images)
+        recipe = self.settings.recipe(self.settings.judged)
+        seen = recipe.images_seen(len(self.transferal(scenario, seed, recipe)), len(self.settings.sites))
+        how = recipe.student.training.model_copy(update={"epochs": 0, "image_budget": seen})
+        return recipe.student.network, how
 
     # --- rows
 
@@ -247,7 +267,8 @@ class Ablator:
             return self._teacher_rows(cell)
         if cell.kind is Kind.STUDENT:
             return self._step_rows(cell)
-        model = (self.fedavg if cell.kind is Kind.FEDAVG else self.pooled_data)(cell.scenario, cell.seed)
+        baselines = {Kind.FEDAVG: self.fedavg, Kind.POOLED_DATA: self.pooled_data, Kind.TRUE_MASKS: self.true_masks}
+        model = baselines[cell.kind](cell.scenario, cell.seed)
         place = Place(cell.scenario.name, cell.seed, "", cell.kind, seconds=model.artefact.seconds)
         scene = self.scene(cell.scenario, cell.seed)
         return self._scored(place, scene, stages.evaluate(self.store, model, scene.test))
@@ -302,12 +323,6 @@ class Ablator:
             best = _best(theirs)
             rows.append(scored(place, UNLABELLED, scene.unlabelled.groups, on_unlabelled, best, theirs[best]))
         return rows
-
-
-def as_long(student: StudentSettings, images: int) -> TrainingSettings:
-    """Give a student's training with its length as images seen in all, both generations together, from so many images."""
-    seen = student.training.steps(images) * student.training.batch * student.generations
-    return student.training.model_copy(update={"epochs": 0, "image_budget": seen})
 
 
 def run(

@@ -38,6 +38,13 @@ class ScenarioSettings(Settings):
     steps: NameList = Field((), description="some of the ladder's; all if empty")
 
 
+class FollowUpSettings(Settings):
+    """A second study after the first: every site fine-tunes the first one's student, and answers with what came of it."""
+
+    image_budget: int = Field(ge=1, description="images a site sees as it fine-tunes the student, repeats counted")
+    learning_rate: float = Field(3e-4, gt=0, description="of that; all else is as the student was trained")
+
+
 class StepSettings(Settings):
     """A rung of the ladder: a partial study, laid over the one it comes after."""
 
@@ -46,6 +53,9 @@ class StepSettings(Settings):
     fusion: dict[str, Any] = Field(default_factory=dict)
     exclusion: dict[str, Any] = Field(default_factory=dict)
     student: dict[str, Any] = Field(default_factory=dict)
+    follow_up: FollowUpSettings | None = Field(
+        None, description="a second study, with this fine-tuning between the two"
+    )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")
 
@@ -59,7 +69,36 @@ class Recipe(Settings):
     fusion: FusionSettings = FusionSettings()
     exclusion: ExclusionSettings = ExclusionSettings()
     student: StudentSettings = StudentSettings()
+    follow_up: FollowUpSettings | None = None
     transferal: NameList
+
+    @property
+    def first(self) -> Self:
+        """The study that a follow-up follows."""
+        return self.model_copy(update={"follow_up": None})
+
+    @property
+    def fine_tuning(self) -> TrainingSettings | None:
+        """How sites fine-tune the first study's student; None where no study follows it."""
+        if self.follow_up is None:
+            return None
+        length = {"epochs": 0, "image_budget": self.follow_up.image_budget}
+        return self.student.training.model_copy(update={**length, "learning_rate": self.follow_up.learning_rate})
+
+    def images_seen(self, images: int, sites: int) -> int:
+        """Count the images that all trainings of it see: of both studies and generations, and of the sites' fine-tuning.
+
+        Parameters
+        ----------
+        images
+            That the student is trained on.
+        sites
+            That fine-tune.
+        """
+        training = self.student.training
+        seen = training.steps(images) * training.batch * self.student.generations
+        tuning = self.fine_tuning
+        return 2 * seen + sites * tuning.steps(images) * tuning.batch if tuning else seen
 
 
 class SplitSettings(Settings):
@@ -97,7 +136,7 @@ class Ablation(Settings):
     sites: dict[Name, SiteSettings] = Field(min_length=2)
     scenario: tuple[ScenarioSettings, ...] = Field((ScenarioSettings(name="even"),), min_length=1)
     step: tuple[StepSettings, ...] = Field(min_length=1)
-    consensus: str = Field("", description="the step that is the preset, held to the targets; the last if empty")
+    consensus: str = Field("", description="the step that is held to the targets; the last if empty")
     fedavg: FedAvgSettings = FedAvgSettings()
 
     @model_validator(mode="after")
@@ -124,8 +163,8 @@ class Ablation(Settings):
             for where, names, known in named
             if (strange := sorted(str(name) for name in set(names) - set(known)))
         ]
-        if not faults and not self.distils(self.preset):
-            faults.append(f"step.{self.preset}.distil: the step that is held to the targets needs a student")
+        if not faults and not self.distils(self.judged):
+            faults.append(f"step.{self.judged}.distil: the step that is held to the targets needs a student")
         if not faults:
             faults = self._faults_of_parts()
         if faults:
@@ -168,7 +207,7 @@ class Ablation(Settings):
         return tuple(step.name for step in self.step if not scenario.steps or step.name in scenario.steps)
 
     @property
-    def preset(self) -> str:
+    def judged(self) -> str:
         """The name of the step that is held to the targets."""
         return self.consensus or self.step[-1].name
 
@@ -177,7 +216,7 @@ class Ablation(Settings):
         paper = Recipe(transferal=tuple(one for one in self.data if one != self.labelled))
         held = paper.model_dump(mode="json", by_alias=True)
         for step in self._below(name):
-            own = step.model_dump(include={"fusion", "exclusion", "student", "transferal"}, exclude_none=True)
+            own = step.model_dump(include=set(Recipe.model_fields), by_alias=True, exclude_none=True)
             held = _laid(held, own)
         return Recipe.model_validate(held)
 
@@ -251,6 +290,8 @@ def applied(settings: Ablation, scale: scales.Scale) -> dict[str, Any]:
             _without_length(site)
     for place, step in enumerate(made["step"]):
         _without_length(step["student"])
+        if "follow-up" in step:
+            step["follow-up"]["image-budget"] = scale.student.image_budget
         network = step["student"].get("network", {} if place else StudentSettings().network.model_dump(by_alias=True))
         if "name" in network:
             whole = NetworkSettings.model_validate(network).model_dump(mode="json", by_alias=True)

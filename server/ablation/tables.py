@@ -9,8 +9,13 @@ from consilium.server.ablation.settings import Ablation
 from consilium.server.ablation.targets import Target, best_teacher, by_seed, own_tests
 from consilium.server.experiment.render import NONE, Cell, Table
 
-BASELINES: Final = {Kind.FEDAVG: "FedAvg", Kind.POOLED_DATA: "all sites' labels"}
-"""The student's network, trained with labels that stay at the sites, and with all of them in one place."""
+BASELINES: Final = {
+    Kind.FEDAVG: "FedAvg",
+    Kind.POOLED_DATA: "all sites' labels",
+    Kind.TRUE_MASKS: "unlabelled images, true masks",
+}
+"""The student's network, trained with labels that stay at the sites, with all of them in one place, and as a faultless fusion
+would have it."""
 
 
 def all_tables(settings: Ablation, rows: Sequence[Row], found: Sequence[Target]) -> list[Table]:
@@ -18,21 +23,21 @@ def all_tables(settings: Ablation, rows: Sequence[Row], found: Sequence[Target])
     first = settings.scenario[0]
     here = [row for row in rows if row.scenario == first.name]
     tables = [
-        targets_table(found, settings.preset),
+        targets_table(found, settings.judged),
         ladder_table(here, settings.steps_of(first)),
-        sites_table(here, settings.preset),
+        sites_table(here, settings.judged),
     ]
     if len(settings.scenario) > 1:
         tables.append(scenarios_table(settings, rows))
     return tables
 
 
-def targets_table(found: Sequence[Target], preset: str) -> Table:
-    """Whether the preset keeps what it is held to."""
+def targets_table(found: Sequence[Target], judged: str) -> Table:
+    """Whether the judged step keeps what it is held to."""
     words = {True: "met", False: "missed", None: NONE}
     lines = [(Cell(one.rule), Cell(one.came), Cell(words[one.met], best=one.met is True)) for one in found]
     return Table(
-        "targets", f"What the step {preset} is held to.", ("Its student is", "Dice points (%)", ""), tuple(lines)
+        "targets", f"What the step {judged} is held to.", ("Its student is", "Dice points (%)", ""), tuple(lines)
     )
 
 
@@ -70,7 +75,8 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
             "Fused: the teachers' masks as the step fuses them, on the transferal images of the labelled data set, whose labels "
             "only this table knows, and on the pooled test. The rows above the steps have no fusion: there, the "
             "teachers' own masks.",
-            "FedAvg and all sites' labels: the preset's student's network, trained at the same compute.",
+            "FedAvg, all sites' labels, true masks: the judged step's network, trained at the same compute; the last on the "
+            "labelled data set's own unlabelled images, with their true masks: more than any fusion can give.",
             "Kept: transferal images after exclusion, of how many.",
             "In brackets: the mean of the seeds' intervals at 95 %, by resampling whole groups of near duplicates.",
             "Worst site: the student less the site's own teacher, on that site's own test, where it is least.",
@@ -79,7 +85,7 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
 
 
 def sites_table(rows: Sequence[Row], step: str) -> Table:
-    """What each site has of the preset: its own teacher, and the student, on its own test."""
+    """What each site has of the judged step: its own teacher, and the student, on its own test."""
     own = own_tests(rows, step)
     lines = []
     for site in dict.fromkeys(row.model for row in rows if row.kind is Kind.TEACHER):
@@ -105,20 +111,20 @@ def sites_table(rows: Sequence[Row], step: str) -> Table:
 
 
 def scenarios_table(settings: Ablation, rows: Sequence[Row]) -> Table:
-    """The first and the preset's step in every scenario, beside the baselines."""
-    paper, preset = settings.step[0].name, settings.preset
+    """The first and the judged step in every scenario, beside the baselines."""
+    paper, judged = settings.step[0].name, settings.judged
     lines = []
     for scenario in settings.scenario:
         here = [row for row in rows if row.scenario == scenario.name]
-        own = own_tests(here, preset)
+        own = own_tests(here, judged)
         worst = min(own, key=lambda site: own[site]) if own else ""
         numbers = [
             list(best_teacher(here).values()),
             _of(here, POOLED, Kind.TEACHER),
             _of(here, POOLED, Kind.ENSEMBLE, paper),
-            _of(here, POOLED, Kind.ENSEMBLE, preset),
+            _of(here, POOLED, Kind.ENSEMBLE, judged),
             list(by_seed(here, Kind.STUDENT, paper).values()),
-            list(by_seed(here, Kind.STUDENT, preset).values()),
+            list(by_seed(here, Kind.STUDENT, judged).values()),
             *(_of(here, POOLED, kind) for kind in BASELINES),
         ]
         lines.append(
@@ -132,8 +138,8 @@ def scenarios_table(settings: Ablation, rows: Sequence[Row]) -> Table:
         "scenarios",
         "Dice (%) on the pooled test of each scenario; means over its seeds.",
         (
-            "Scenario", "Best teacher", "Mean teacher", f"Fused, {paper}", f"Fused, {preset}", f"Student, {paper}",
-            f"Student, {preset}", *BASELINES.values(), "Worst site",
+            "Scenario", "Best teacher", "Mean teacher", f"Fused, {paper}", f"Fused, {judged}", f"Student, {paper}",
+            f"Student, {judged}", *BASELINES.values(), "Worst site",
         ),
         tuple(lines),
         ("Test images differ where sites see other cases: compare within a row.",),

@@ -1,4 +1,4 @@
-"""What the preset is held to, and whether it keeps it."""
+"""What the judged step is held to, and whether it keeps it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Target:
     met: bool | None
 
 
-def targets(rows: Sequence[Row], scenario: str, preset: str, paper: str) -> list[Target]:
+def targets(rows: Sequence[Row], scenario: str, judged: str, paper: str) -> list[Target]:
     """Hold a scenario's results against the targets.
 
     Parameters
@@ -37,11 +37,11 @@ def targets(rows: Sequence[Row], scenario: str, preset: str, paper: str) -> list
         Results; those of other scenarios are left out.
     scenario
         Which.
-    preset, paper
+    judged, paper
         Names of the two steps.
     """
     here = [row for row in rows if row.scenario == scenario]
-    student = by_seed(here, Kind.STUDENT, preset)
+    student = by_seed(here, Kind.STUDENT, judged)
     best, above, pooled = best_teacher(here), by_seed(here, Kind.STUDENT, paper), by_seed(here, Kind.POOLED_DATA)
     gains = _differences(student, best)
     return [
@@ -51,7 +51,7 @@ def targets(rows: Sequence[Row], scenario: str, preset: str, paper: str) -> list
             f"{OVER_PAPER:g} points above the paper's student, on average", _differences(student, above), OVER_PAPER
         ),
         _distance(gains, _differences(pooled, best)),
-        _no_site_loses(here, preset),
+        _no_site_loses(here, judged),
     ]
 
 
@@ -101,9 +101,9 @@ def _distance(gains: dict[int, float], distances: dict[int, float]) -> Target:
     return Target(rule, f"{share}{gain:+.2f} of {distance:+.2f}", gain >= DISTANCE * distance)
 
 
-def _no_site_loses(rows: Sequence[Row], preset: str) -> Target:
+def _no_site_loses(rows: Sequence[Row], judged: str) -> Target:
     rule = f"no site loses more than {LOSS:g} point against its own teacher, on its own test"
-    found = own_tests(rows, preset)
+    found = own_tests(rows, judged)
     if not found:
         return Target(rule, NOTHING, None)
     return Target(

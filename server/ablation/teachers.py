@@ -5,7 +5,7 @@ What a scenario says is wrong with a site is done to all its teacher's answers, 
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from consilium.common.datasets.labelled import Labelled
 from consilium.common.soft_mask import SoftMasks, quantise
 from consilium.common.temperature import LOGITS_CLIP, temper
 from consilium.common.training.predict import predict
+from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation, measure
 from consilium.common.views import Views, look
 from consilium.server.ablation.settings import SiteSettings
@@ -58,6 +59,14 @@ def teach(store: Store, name: str, site: SiteSettings, data: DataSet, *, seed: i
     what = f"{name} trains its teacher, {site.network.name}"
     model = stages.teach(store, site.network, site.training, data, seed=own, what=what)
     return Teacher(model, site.logits, site.inverted)
+
+
+def fine_tune(
+    store: Store, name: str, teacher: Teacher, student: Model, training: TrainingSettings, data: DataSet, *, seed: int
+) -> Teacher:
+    """Give what answers in a site's teacher's place in a follow-up: the student, trained on with the site's labels."""
+    model = stages.fine_tune(store, student, training, data, np.arange(len(data)), seed=stages.seed_of(seed, name))
+    return replace(teacher, model=model)
 
 
 def validate(store: Store, teacher: Teacher, data: DataSet, views: Views) -> Validation:

@@ -17,21 +17,24 @@ from consilium.common.datasets import phantoms
 from consilium.common.errors import ConsiliumError, DataError, SettingsError
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import parse
 from consilium.common.soft_mask import quantise
-from consilium.common.study import StudentSettings
+from consilium.common.study import StudentSettings, Study
 from consilium.common.training.loop import fit
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.ablation import fedavg
 from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Place, Row, read_rows, scored
-from consilium.server.ablation.run import Ablator, as_long, cells, run
+from consilium.server.ablation.run import Ablator, cells, run
 from consilium.server.ablation.scene import Parts, SitePart, lay_out, share_out
-from consilium.server.ablation.settings import Ablation, SiteSettings, SplitSettings, load
+from consilium.server.ablation.settings import Ablation, FollowUpSettings, Recipe, SiteSettings, SplitSettings, load
 from consilium.server.ablation.targets import targets
 from consilium.server.cli import app
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Store
 
-FILE = Path(__file__).parents[2] / "configs" / "consensus-ablation.toml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILE = CONFIGS / "consensus-ablation.toml"
+SCENARIOS = CONFIGS / "consensus-scenarios.toml"
 NETWORK = {"name": "unet", "width": 4}
 SHORT = {"image-budget": 32, "batch": 8, "learning-rate": 5e-3, "threads": 1}
 SITE = SiteSettings(network=NetworkSettings(name="unet"))
@@ -173,7 +176,10 @@ def test_rounds_and_sites_together_see_what_the_student_sees_on_its_schedule() -
     assert (first.schedule, first.learning_rate) == ("constant", 0.1)
     assert last.learning_rate == pytest.approx(0.1 * (1 + np.cos(np.pi * 8 / 9)) / 2)
     both = StudentSettings(training=TrainingSettings(epochs=2, batch=4), generations=2)
-    assert as_long(both, 5).image_budget == 2 * 12  # 10 images are three batches of four, twice
+    twice = Recipe(student=both, transferal=())
+    assert twice.images_seen(5, sites=3) == 2 * 12  # 10 images are three batches of four, twice
+    followed = twice.model_copy(update={"follow_up": FollowUpSettings(image_budget=6)})
+    assert followed.images_seen(5, sites=3) == 2 * 24 + 3 * 8  # two studies, and two batches at each site
 
 
 def test_fedavg_that_was_interrupted_goes_on_from_its_last_round_and_ends_alike(tmp_path: Path) -> None:
@@ -223,13 +229,41 @@ def test_the_shipped_ladder_is_valid_at_every_scale_and_starts_with_the_papers_s
     assert (first.student.training.optimizer, first.student.training.schedule) == ("adam", "constant")
     assert first.transferal == ("ddti",)
     assert full.scenario[0].sites == {}
-    preset = full.recipe(full.preset)
-    assert (preset.fusion.calibrated, preset.fusion.weights) == (True, "validation")
+    preset = full.recipe("consensus")
     assert (small.image.size, tiny.image.size, tiny.data["busi"].data_set) == (128, 48, "phantoms")
-    scaled = tiny.recipe(tiny.preset).student.training  # lengths are the scale's, ingredients the preset's
+    scaled = tiny.recipe("consensus").student.training  # lengths are the scale's, ingredients the preset's
     assert (scaled.image_budget, scaled.epochs) == (160, 0)
     assert (scaled.dice_share, scaled.ema) == (preset.student.training.dice_share, preset.student.training.ema)
     assert "consensus-ablation.toml" in FILE.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("file", [FILE, SCENARIOS])
+def test_a_shipped_consensus_step_is_the_preset_in_all_but_network_length_and_learning_rate(file: Path) -> None:
+    settings = load(file)
+    step = settings.recipe("consensus")
+    own = {"network", "image_budget", "epochs", "batch", "learning_rate", "precision", "device", "threads"}
+    preset = parse(Study, {"name": "any", "sites": ["one", "two"]}, "the preset")
+
+    def said(student: StudentSettings) -> dict[str, Any]:
+        return student.model_dump(exclude={"network": True, "training": own})
+
+    assert step.fusion == preset.fusion
+    assert step.exclusion == preset.exclusion
+    assert said(step.student) == said(preset.student)
+
+
+def test_the_shipped_scenarios_have_the_ablations_scene_so_that_both_share_teachers_and_students() -> None:
+    ladder, scenarios = load(FILE), load(SCENARIOS)
+    same = {"image", "data", "labelled", "split", "sites", "fedavg"}
+    assert scenarios.model_dump(include=same) == ladder.model_dump(include=same)
+    assert scenarios.recipe("paper") == ladder.recipe("paper")
+    assert scenarios.recipe("consensus") == ladder.recipe("consensus")
+    assert scenarios.recipe("median") == ladder.recipe("median")
+    assert [one.name for one in scenarios.scenario] == ["unequal", "under-confident", "inverted", "benign-only"]
+    tiny = load(SCENARIOS, "tiny")
+    assert (
+        tiny.sites_in(tiny.scenario[0])["delta"].training.image_budget == 160
+    )  # no scale but the full one has its length
 
 
 def test_the_example_in_the_documents_is_an_ablation(tmp_path: Path) -> None:
@@ -237,7 +271,7 @@ def test_the_example_in_the_documents_is_an_ablation(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(text.split("```toml\n")[2].split("```")[0])
     settings = load(tmp_path / "mine.toml")
     assert settings.sites_in(settings.scenario[1])["bravo"].inverted
-    assert settings.recipe(settings.preset).fusion.weights == "validation"
+    assert settings.recipe(settings.judged).fusion.weights == "validation"
 
 
 def test_each_step_is_laid_over_the_one_before_it_or_the_one_it_names(tmp_path: Path) -> None:
@@ -265,6 +299,30 @@ def test_faults_of_partial_studies_and_sites_are_told_where_they_are(tmp_path: P
         settings_of(tmp_path, labelled="nowhere", consensus="none", scenario=[{"name": "odd", "sites": {"zulu": {}}}])
     for fault in ("labelled names nowhere", "consensus names none", "scenario.odd.sites names zulu"):
         assert fault in str(told.value)
+
+
+def test_in_a_follow_up_sites_answer_with_the_first_study_s_student_as_they_fine_tuned_it(tmp_path: Path) -> None:
+    steps = [*document()["step"], {"name": "again", "follow-up": {"image-budget": 16, "learning-rate": 1e-3}}]
+    settings = settings_of(tmp_path, step=steps)
+    work = Ablator(settings, Store(tmp_path / "store"))
+    scenario, again = settings.scenario[0], settings.recipe("again")
+    assert (settings.judged, again.fusion, again.student) == ("again", again.first.fusion, again.first.student)
+    assert again.fine_tuning == TrainingSettings.model_validate(
+        SHORT | {"image-budget": 16, "learning-rate": 1e-3, "dice-share": 0.75}
+    )
+    student = work.student(scenario, 0, settings.recipe("consensus"))
+    tuned = work.answering(scenario, 0, again)
+    assert student
+    assert [one.model.network for one in tuned.values()] == [student.network] * 2
+    before, alpha, bravo = (
+        next(iter(model.load().parameters())) for model in (student, tuned["alpha"].model, tuned["bravo"].model)
+    )
+    assert not torch.equal(before, alpha)
+    assert not torch.equal(alpha, bravo)
+    second = work.student(scenario, 0, again)
+    assert second
+    assert second.artefact.digest != student.artefact.digest
+    assert work.answering(scenario, 0, again.first) == work.teachers(scenario, 0)
 
 
 # --- targets
@@ -370,12 +428,13 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_results(
         (row.kind, row.step): [one.part for one in found if (one.kind, one.step) == (row.kind, row.step)]
         for row in found
     }
-    assert parts[Kind.STUDENT, "consensus"] == parts[Kind.FEDAVG, ""] == [POOLED, "alpha", "bravo"]
+    for model in ((Kind.STUDENT, "consensus"), (Kind.FEDAVG, ""), (Kind.POOLED_DATA, ""), (Kind.TRUE_MASKS, "")):
+        assert parts[model] == [POOLED, "alpha", "bravo"]
     assert parts[Kind.ENSEMBLE, "paper"] == [POOLED, "alpha", "bravo", UNLABELLED]
     assert {(row.images_before, row.images_after) for row in found if row.kind is Kind.STUDENT} == {(18, 18), (12, 12)}
 
 
-def test_a_step_may_go_without_a_student_but_not_the_preset(tmp_path: Path) -> None:
+def test_a_step_may_go_without_a_student_but_not_the_judged_one(tmp_path: Path) -> None:
     paper, consensus = document()["step"]
     settings = settings_of(tmp_path, step=[paper | {"distil": False}, consensus])
     found = Ablator(settings, Store(tmp_path / "store")).rows(
@@ -418,9 +477,9 @@ def test_cells_go_scenario_by_scenario_and_a_scenario_may_want_few(tmp_path: Pat
     few = {"name": "few", "seeds": [1], "steps": ["consensus"]}
     settings = settings_of(tmp_path, seeds=[0, 1], scenario=[{"name": "even"}, few])
     assert [cell.name for cell in cells(settings) if cell.scenario.name == "few"] == [
-        "few/teacher/1", "few/consensus/1", "few/pooled-data/1", "few/fedavg/1",
+        "few/teacher/1", "few/consensus/1", "few/pooled-data/1", "few/fedavg/1", "few/true-masks/1",
     ]  # fmt: skip
-    assert len(list(cells(settings))) == 2 * 5 + 4
+    assert len(list(cells(settings))) == 2 * 6 + 5
 
 
 def test_the_shipped_ablation_runs_on_phantoms_and_shows_what_it_found(tmp_path: Path) -> None:
