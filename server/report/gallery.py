@@ -200,7 +200,7 @@ def _spread(run: StudyRun, sites: Sequence[str], indices: npt.NDArray[np.int64],
 
 def _teacher_dice(run: StudyRun, site: str, place: npt.NDArray[np.intp], truth: Plane) -> npt.NDArray[np.float64]:
     """Dice of a teacher on watched images, of the labels it knows."""
-    known = run.known_labels(site)
+    known = run.participants.known_labels(site)
     return dice(run.watched.of(site)[place][:, known], truth[:, known])
 
 
@@ -225,7 +225,7 @@ def _rows(
             if kind == "teacher" and not whole[name] and not masks[row].any():
                 pictures.append(Picture(_drawing(index, f"no mask of {name}", "", None, None), name, "no answer"))
                 continue
-            known = run.known_labels(name) if kind == "teacher" else slice(None)
+            known = run.participants.known_labels(name) if kind == "teacher" else slice(None)
             note = _note(masks[row][known, ...], None if real is None else real[known, ...])
             pictures.append(Picture(_drawing(index, f"mask of {name}, {note}", kind, masks[row], real), name, note))
         if real is not None:
