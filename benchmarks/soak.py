@@ -2,7 +2,9 @@
 
 A federation over loopback (SuperLink, superexec, ServerApp, and for each site its gateway, SuperNode and resident ClientApp) runs
 a study from `collect` to `report`, while one of its processes after the other, drawn at random, gets a SIGKILL; the command
-itself too, and all at once. Where the command ends it is started again, as its user would. At the end
+itself too, and all at once. Two SuperNodes in every ten victims only hang (SIGSTOP): the site must be shown as away while the
+other sites have nothing left to answer; then one goes on (SIGCONT), and the other is killed after all. Where the command ends it
+is started again, as its user would. At the end
 
 - `pseudo_masks.u8`, `selection.csv` and `student.safetensors` must have the same bytes as those of an undisturbed run in one
   process;
@@ -57,7 +59,10 @@ VICTIMS = {
 """What each is called here, and what its command line has."""
 EVERYTHING = "all at once"
 HANGING = "SuperNode that hangs"
-"""Not killed but stopped, until the site is shown as away; only where it is asked for."""
+HANGING_TO_DEATH = "SuperNode that hangs, then dies"
+HOW_IT_ENDS = {HANGING: signal.SIGCONT, HANGING_TO_DEATH: signal.SIGKILL}
+"""Stopped while masks are collected; and what it gets once the site is shown as away."""
+ALL_VICTIMS = (*VICTIMS, EVERYTHING, *HOW_IT_ENDS)
 RESTARTED_S, SITE_BACK_S, SITE_REPORTED_S = 15.0, 90.0, 60.0
 """Targets: of the coordinator's processes, and of a site's."""
 KEEPER = "consilium.common.processes"
@@ -114,16 +119,21 @@ def settings_of(given: Namespace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Glance:
-    """What the ledger says at a moment: the stage that goes on, its steps, answers by site, sites that are away."""
+    """What the ledger says at a moment: the stage that goes on, its steps, by site answers and unanswered asks, who is away."""
 
     stage: str = ""
     done: int = 0
     answers: tuple[tuple[str, int], ...] = ()
+    unanswered: tuple[tuple[str, int], ...] = ()
     away: frozenset[str] = frozenset()
 
     def of(self, site: str) -> int:
         """Answers of a site."""
         return dict(self.answers).get(site, 0)
+
+    def others_owe(self, site: str) -> int:
+        """Answers that are awaited of the other sites."""
+        return sum(count for name, count in self.unanswered if name != site)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class Kill:
     further_s: float | None = None  # and the study is further than then
     reported_s: float | None = None  # the site is shown as away
     back_s: float | None = None  # the site answered again
+    others_owed: int | None = None  # answers that the other sites had not given when it was shown as away
     alone: bool = True  # neither at once after another, nor followed at once by one
     followed: bool = False
     collecting: bool = True
@@ -161,7 +172,7 @@ class Kill:
     def look(self, here: Glance, alive: list[Process], now: float) -> None:
         """Note what is so by now."""
         self.collecting = here.stage == COLLECTING
-        if self.victim == HANGING:
+        if self.victim in HOW_IT_ENDS:
             return self._look_at_who_hangs(here, now)
         kind = "the command itself" if self.victim == EVERYTHING else self.victim
         if self.again_s is None:
@@ -182,8 +193,8 @@ class Kill:
         self._look_for_the_site(here, now)
         if self.again_s is None and (self.reported_s is not None or now - self.at > PATIENCE_S):
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGCONT)
-            self.again_s, self.glance = now - self.at, here
+                os.kill(self.pid, HOW_IT_ENDS[self.victim])
+            self.again_s, self.glance, self.others_owed = now - self.at, here, here.others_owe(self.site)
         if self.again_s is not None and self.back_s is None and here.of(self.site) > self.glance.of(self.site):
             self.further_s = self.back_s = now - self.at
 
@@ -227,9 +238,10 @@ class Soak:
                     continue
                 if next_kill is None:
                     next_kill = now + self.rng.uniform(*pause_s) if here.stage == COLLECTING or self.kills else None
-                elif now >= next_kill and planned and (killed := self._kill(alive, here, planned[0])):
-                    del planned[0]
-                    killed.followed = not victims and bool(planned) and self.rng.random() < BLOWS_AT_ONCE
+                elif now >= next_kill and planned and (killed := self._kill(alive, here, planned)):
+                    planned.remove(killed.victim)
+                    at_once = killed.victim not in HOW_IT_ENDS and self.rng.random() < BLOWS_AT_ONCE
+                    killed.followed = not victims and bool(planned) and at_once
                     killed.alone = not killed.followed and not (self.kills and self.kills[-1].followed)
                     next_kill = now if killed.followed else None
                     self.kills.append(killed)
@@ -239,23 +251,27 @@ class Soak:
         """All kinds of victims, equally often."""
         deck: list[str] = []
         while len(deck) < kills:
-            deck += self.rng.sample([*VICTIMS, EVERYTHING], len(VICTIMS) + 1)
+            deck += self.rng.sample(ALL_VICTIMS, len(ALL_VICTIMS))
         return deck[:kills]
 
     def _command(self) -> list[str]:
         module = ["consilium.server.cli", "simulate", str(self.settings), "--run", str(self.folder)]
         return [sys.executable, "-P", "-m", *module]
 
-    def _kill(self, alive: list[Process], here: Glance, victim: str) -> Kill | None:
-        """Kill a process of the federation, or all; None if none of the wanted kind is there now."""
-        kind = {EVERYTHING: "the command itself", HANGING: "SuperNode"}.get(victim, victim)
-        found = [one for one in alive if one.kind == kind]
+    def _kill(self, alive: list[Process], here: Glance, planned: list[str]) -> Kill | None:
+        """Kill the next that is planned, a process of the federation or all; None if none of that kind is there now.
+
+        Who hangs is missed by nobody unless it is asked something: these have to wait for masks being collected.
+        """
+        victim = next((one for one in planned if here.stage == COLLECTING or one not in HOW_IT_ENDS), "")
+        kind = {EVERYTHING: "the command itself"} | dict.fromkeys(HOW_IT_ENDS, "SuperNode")
+        found = [one for one in alive if one.kind == kind.get(victim, victim)] if victim else []
         if not found:
             return None
         chosen = self.rng.choice(found)
         for process in alive if victim == EVERYTHING else [chosen]:
             with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGSTOP if victim == HANGING else signal.SIGKILL)
+                os.kill(process.pid, signal.SIGSTOP if victim in HOW_IT_ENDS else signal.SIGKILL)
         return Kill(victim, chosen.site, chosen.pid, here, time.monotonic())
 
     def _glance(self) -> Glance:
@@ -265,8 +281,12 @@ class Soak:
             try:
                 stages = database.execute("SELECT name, done FROM stage ORDER BY rowid").fetchall()
                 answers = database.execute("SELECT site, COUNT(*) FROM answer GROUP BY site ORDER BY site").fetchall()
-                away = database.execute("SELECT site FROM seen WHERE NOT connected").fetchall()
-                return Glance(*(stages[-1] if stages else ("", 0)), tuple(answers), frozenset(site for (site,) in away))
+                unanswered = database.execute(
+                    "SELECT site, COUNT(*) FROM ask WHERE answered_at IS NULL GROUP BY site ORDER BY site"
+                ).fetchall()
+                away = {site for (site,) in database.execute("SELECT site FROM seen WHERE NOT connected")}
+                stage = stages[-1] if stages else ("", 0)
+                return Glance(*stage, tuple(answers), tuple(unanswered), frozenset(away))
             finally:
                 database.close()
         return Glance()
@@ -365,7 +385,7 @@ def main() -> int:
     options.add_argument(
         "--victims",
         nargs="+",
-        choices=[*VICTIMS, EVERYTHING, HANGING],
+        choices=ALL_VICTIMS,
         help="kill these in this order, each when the one before is made good",
     )
     options.add_argument("--work", type=Path, help="keep everything here")
@@ -382,7 +402,11 @@ def main() -> int:
         folder = Path(shutil.copytree(work / "prepared", work / "soak"))
         soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))  # noqa: S311
         began = time.monotonic()
-        soak.run(given.kills, tuple(given.pause), given.limit, given.victims)
+        try:
+            soak.run(given.kills, tuple(given.pause), given.limit, given.victims)
+        except BaseException:
+            print_kills(soak.kills)  # a run that takes too long, or is interrupted, tells what it saw
+            raise
         took = time.monotonic() - began
         wrong, answers = soak.differences(reference), soak.answers()
     print_kills(soak.kills)
@@ -401,7 +425,7 @@ def main() -> int:
 def print_kills(kills: list[Kill]) -> None:
     """What was killed how often, and how long it took until what was the case."""
     rows = []
-    for victim in (*VICTIMS, EVERYTHING, HANGING):
+    for victim in ALL_VICTIMS:
         those = [kill for kill in kills if kill.victim == victim]
         alone = [kill for kill in those if kill.alone]
         if not those:
@@ -424,17 +448,23 @@ def targets(kills: list[Kill]) -> list[tuple[str, bool]]:
     kills = [kill for kill in kills if kill.alone]
     own = [kill for kill in kills if kill.victim in ("SuperLink", "superexec", "ServerApp")]
     slow = [kill.further_s - kill.again_s for kill in own if kill.further_s is not None and kill.again_s is not None]
-    back = [kill.back_s for kill in kills if kill.back_s is not None and kill.victim != HANGING]
-    away = [PATIENCE_S if kill.reported_s is None else kill.reported_s for kill in kills if kill.victim == HANGING]
-    return [
+    hung = [kill for kill in kills if kill.victim in HOW_IT_ENDS]
+    back = [kill.back_s for kill in kills if kill.back_s is not None and kill not in hung]
+    again = [kill.back_s - kill.again_s for kill in hung if kill.back_s is not None and kill.again_s is not None]
+    away = [PATIENCE_S if kill.reported_s is None else kill.reported_s for kill in hung]
+    owed = sum(kill.others_owed or 0 for kill in hung)
+    rules = [
         (f"{what} within {limit:g} s ({max(seconds):.1f} at most, of {len(seconds)})", max(seconds) <= limit)
         for what, seconds, limit in (
             ("the study goes on after a SuperLink, superexec or ServerApp runs again", slow, RESTARTED_S),
             ("a site answers again after one of its processes was killed", back, SITE_BACK_S),
-            ("a site whose SuperNode does not answer is shown as away", away, SITE_REPORTED_S),
+            ("a site whose SuperNode hangs is shown as away", away, SITE_REPORTED_S),
+            ("it answers again after the SuperNode goes on, or was killed", again, SITE_BACK_S),
         )
         if seconds
     ]
+    told = f"by then the other sites have answered all that they were asked ({owed} answers were missing)"
+    return [*rules, (told, owed == 0)] if hung else rules
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import sys
 import tarfile
-import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from consilium.common.joining import (
     make_join,
     write_join,
 )
-from consilium.common.settings import kebab, parse, read_toml
+from consilium.common.settings import kebab, parse, read_toml, toml_of
 
 _GZIP: Final = 31  # zlib's window size that means a gzip file
 
@@ -205,10 +204,10 @@ def _require_agreement(facts: KitFacts, settings: SiteSettings, authority: str) 
 
 def _settings(files: Mapping[str, bytes]) -> SiteSettings:
     """The settings of a kit, its policy with them."""
-    values = tomllib.loads(files[SITE_SETTINGS].decode())
+    values = toml_of(files[SITE_SETTINGS].decode())
     if "policy" in values:
         raise ValueError(f"it has a policy in {SITE_SETTINGS} and another in {SITE_POLICY}")
-    policy = parse(Policy, tomllib.loads(files[SITE_POLICY].decode()), SITE_POLICY)
+    policy = parse(Policy, toml_of(files[SITE_POLICY].decode()), SITE_POLICY)
     return parse(SiteSettings, values | {"policy": policy}, SITE_SETTINGS)
 
 

@@ -8,13 +8,10 @@ import hashlib
 import json
 import logging
 import threading
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from pydantic import ValidationError
 
 from consilium.clients import policy
 from consilium.clients.consent import ConsentBook, State
@@ -23,6 +20,7 @@ from consilium.clients.settings import SiteHome, SiteSettings
 from consilium.common import identity, sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
+from consilium.common.settings import toml_of
 from consilium.common.study import Study
 from consilium.common.wire import DescribeRequest, Envelope, PredictRequest
 
@@ -224,8 +222,8 @@ class StudyBook:
 
 def _read_study(text: str) -> Study:
     try:
-        return Study.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        return Study.model_validate(toml_of(text))
+    except ValueError as error:  # pydantic's own is one, too
         raise WireError(ErrorCode.BAD_MESSAGE, f"the study's settings: {error}") from None
 
 

@@ -30,7 +30,7 @@ def read_card(text: str, study: Study) -> dict[str, Any]:
     try:
         card = dict(json.loads(text))
         network = NetworkSettings.model_validate(card["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(ErrorCode.BAD_STUDENT, f"card: {type(error).__name__}") from None
     if {key: card.get(key) for key in wanted} != wanted:
         raise WireError(ErrorCode.BAD_STUDENT, f"card: the study's student has {wanted}")

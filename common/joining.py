@@ -148,8 +148,11 @@ def _statement(fields: Mapping[str, Any]) -> bytes:
 
 
 def json_object(content: bytes) -> dict[str, Any]:
-    """Read a JSON object; `ValueError` if it is anything else."""
-    read = json.loads(content)
+    """Read a JSON object; `ValueError` if it is anything else, or nested deeper than Python follows."""
+    try:
+        read = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if not isinstance(read, dict):
         raise ValueError("not a JSON object")
     return read

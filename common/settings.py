@@ -125,11 +125,19 @@ def load(model: type[SettingsT], path: Path) -> SettingsT:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; `SettingsError` says where it is missing or malformed."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return toml_of(path.read_text("utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: there is no such settings file; give the path of a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, IsADirectoryError) as error:
         raise SettingsError(f"{path}: not a TOML file: {error}") from None
+
+
+def toml_of(text: str) -> dict[str, Any]:
+    """Read TOML; `ValueError` where it is malformed, has numbers without end, or is nested deeper than Python follows."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def to_toml(settings: BaseModel) -> str:

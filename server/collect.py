@@ -77,6 +77,10 @@ class _Chunk:
     open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
 
+    def places(self, ids: Sequence[str]) -> list[int]:
+        """Positions in the catalogue of some of the chunk's images."""
+        return [self.first + self.ids.index(name) for name in ids]
+
 
 @dataclass
 class Collector:
@@ -156,8 +160,8 @@ class Collector:
             self._leave_out(outcome.site, error)
         else:
             counted = chunk.answered[outcome.site]
-            images = len(outcome.reply.ids)
-            self.ledger.answered(outcome.site, outcome.key, images, *counted, wire.to_bytes(outcome.reply))
+            images, gone = len(outcome.reply.ids), chunk.places(outcome.reply.abstained)
+            self.ledger.answered(outcome.site, outcome.key, images, *counted, wire.to_bytes(outcome.reply), gone)
             self._take_back({outcome.site})
         self._finish_what_is_whole()
 
@@ -190,7 +194,7 @@ class Collector:
             try:
                 self._fold(chunk, site, wire.from_bytes(wire.PredictReply, held))
             except WireError as error:  # of another version, or the site knows other labels now
-                self.ledger.forget(site, number)
+                self.ledger.forget(site, number, chunk.places(chunk.ids))
                 if site in self.study.collect.offline:
                     self.ledger.tell(STAGE, f"its imported answer is of no use, let it answer again: {error}", site)
 
@@ -236,7 +240,6 @@ class Collector:
         for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
             masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
         chunk.panel.fold(site, masks, known, answered)  # only now: an answer counts whole or not at all
-        self.ledger.abstained(site, [chunk.first + int(i) for i in np.flatnonzero(~answered)])
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
         chunk.open_sites.discard(site)

@@ -6,6 +6,7 @@ have the same bytes. Everything is checked before anything is written: who signe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -215,26 +216,45 @@ def _replies(run: StudyRun, file: ExchangeFile) -> Iterator[wire.PredictReply]:
 
 def _check(run: StudyRun, path: Path, site: str, reply: wire.PredictReply, number: int, labels: int) -> None:
     """Refuse an answer that would be refused over the network."""
-    size, chunk = run.study.image.size, run.study.collect.chunk
-    first = number * chunk
-    ids = [entry.id for entry in run.catalogue.manifest.images[first : first + chunk]]
+    size, place = run.study.image.size, questions.places(run.study, run.catalogue, number)
     try:
         if reply.site != site:
             raise WireError(ErrorCode.BAD_MESSAGE, f"in the name of {reply.site}")
-        if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(ids):
+        if len(reply.masks) != len(reply.ids) or sorted(reply.ids + reply.abstained) != sorted(place):
             raise WireError(ErrorCode.BAD_MASK, "not exactly one mask, or an abstention, for each image asked for")
         for mask in run.seals.open(site, reply):
             soft_mask.decode(mask, (labels, size, size))
     except WireError as error:
-        raise DataError(f"{path}, images {first} to {first + len(ids) - 1}: {error}") from None
+        raise DataError(f"{path}, images {min(place.values())} to {max(place.values())}: {error}") from None
 
 
 def _keep(run: StudyRun, file: ExchangeFile, described: Described) -> None:
     """Hold the answers to what is not finished yet. Done again after it was killed, it ends the same."""
     site, finished = file.header.site, run.ledger.finished_chunks()
     for number, reply in enumerate(_replies(run, file)):
-        if number not in finished:
-            size = sum(map(len, reply.masks))
-            run.ledger.answered(site, number, len(reply.ids), size, reply.seconds, wire.to_bytes(reply))
-            run.ledger.moved(site, "predict", wire.size_of(reply), 0)
-    run.participants.takes_part(site, described)
+        if number in finished:
+            continue
+        place = questions.places(run.study, run.catalogue, number)
+        run.ledger.forget(site, number, list(place.values()))  # an import that was killed may have been of another file
+        gone, mask_bytes = [place[name] for name in reply.abstained], sum(map(len, reply.masks))
+        run.ledger.answered(site, number, len(reply.ids), mask_bytes, reply.seconds, wire.to_bytes(reply), gone)
+    moved = list(_moved(run, file))
+    with run.ledger.together():
+        for action, sent, received in moved:
+            run.ledger.moved(site, action, sent, received)
+        run.participants.takes_part(site, described)
+
+
+def _moved(run: StudyRun, file: ExchangeFile) -> Iterator[tuple[str, int, int]]:
+    """Per message: its action, the bytes of the site's answer, and those of the question in the request that it answers.
+
+    They are counted as over the network, where a site that lacks all images moves the same bytes.
+    """
+    count = questions.chunks(run.study, run.catalogue)
+    asked = chain(
+        [questions.show(run.study, run.catalogue, run.seals)],
+        (questions.with_pixels(run.study, run.catalogue, number) for number in range(count)),
+    )
+    for question, reply in zip(asked, _messages(run, file), strict=True):
+        action = "describe" if isinstance(question, wire.DescribeRequest) else "predict"
+        yield action, wire.size_of(reply), wire.size_of(question)

@@ -197,9 +197,22 @@ class Ledger:
             (site, chunk, time.time()),
         )
 
-    def answered(self, site: str, chunk: int, images: int, mask_bytes: int, seconds: float, reply: bytes = b"") -> None:
-        """Record a site's answer to a chunk, and hold it until the chunk is finished, so that nobody asks for it again."""
+    def answered(
+        self,
+        site: str,
+        chunk: int,
+        images: int,
+        mask_bytes: int,
+        seconds: float,
+        reply: bytes = b"",
+        abstained: Sequence[int] = (),
+    ) -> None:
+        """Record a site's answer to a chunk, and hold it until the chunk is finished, so that nobody asks for it again.
+
+        ``images`` are those it gave masks of, ``abstained`` those it does not answer, by position in the catalogue.
+        """
         with self.together():
+            self._run_many("INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in abstained])
             self._run(
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", (site, chunk, images, mask_bytes, seconds)
             )
@@ -214,10 +227,16 @@ class Ledger:
         """Chunks that are not finished and that a site answered."""
         return {chunk for (chunk,) in self._run("SELECT chunk FROM held WHERE site = ?", (site,))}
 
-    def forget(self, site: str, chunk: int) -> None:
-        """Let go of an answer that cannot be used: the site is asked again."""
-        for table in ("answer", "held"):
-            self._run(f"DELETE FROM {table} WHERE site = ? AND chunk = ?", (site, chunk))  # noqa: S608 - ours
+    def forget(self, site: str, chunk: int, images: Sequence[int]) -> None:
+        """Let go of an answer that cannot be used, as if it had never come: the site is asked again.
+
+        ``images`` are the chunk's, by position in the catalogue.
+        """
+        with self.together():
+            for table in ("answer", "held"):
+                self._run(f"DELETE FROM {table} WHERE site = ? AND chunk = ?", (site, chunk))  # noqa: S608 - ours
+            self._run_many("DELETE FROM abstention WHERE site = ? AND image = ?", [(site, image) for image in images])
+            self._run("UPDATE ask SET answered_at = NULL WHERE site = ? AND chunk = ?", (site, chunk))
 
     def asked_again(self) -> list[tuple[str, int]]:
         """Chunks that a site was asked for after its answer had been recorded; there should be none."""
@@ -261,10 +280,6 @@ class Ledger:
         rows = self._run("SELECT chunk FROM answer JOIN chunk ON chunk.number = answer.chunk WHERE site = ?", (site,))
         return {chunk for (chunk,) in rows}
 
-    def abstained(self, site: str, images: Sequence[int]) -> None:
-        """Record images, by position in the catalogue, that a site does not answer."""
-        self._run_many("INSERT OR IGNORE INTO abstention VALUES (?, ?)", [(site, image) for image in images])
-
     def abstentions(self, site: str) -> set[int]:
         """Images, by position in the catalogue, that a site does not answer."""
         return {image for (image,) in self._run("SELECT image FROM abstention WHERE site = ?", (site,))}
@@ -280,22 +295,22 @@ class Ledger:
     def opinions(self, chunk: int, first: int, held: Sequence[Opinion], silent: Mapping[str, int]) -> None:
         """Record what stands behind each image from position ``first`` on, and of how many the gate left a site out."""
         with self.together():
-            self._database.executemany(
+            self._run_many(
                 "INSERT OR REPLACE INTO opinion VALUES (?, ?, ?, ?, ?)",
                 [(first + i, one.answered, one.seen, int(one.consensus), one.agreement) for i, one in enumerate(held)],
             )
-            self._database.executemany(
+            self._run_many(
                 "INSERT OR REPLACE INTO silence VALUES (?, ?, ?)", [(site, chunk, n) for site, n in silent.items()]
             )
 
     def opinion(self) -> dict[int, Opinion]:
         """What stands behind each image, by position in the catalogue."""
-        rows = self._database.execute("SELECT image, answered, seen, consensus, agreement FROM opinion")
+        rows = self._run("SELECT image, answered, seen, consensus, agreement FROM opinion")
         return {image: Opinion(answered, seen, bool(met), agreed) for image, answered, seen, met, agreed in rows}
 
     def silent(self) -> dict[str, int]:
         """Per site: of how many images of finished chunks the gate left its mask out."""
-        rows = self._database.execute(
+        rows = self._run(
             "SELECT site, SUM(silence.images) FROM silence JOIN chunk ON chunk.number = silence.chunk GROUP BY site"
         )
         return dict(rows)

@@ -35,3 +35,10 @@ def with_pixels(study: Study, catalogue: Catalogue, number: int) -> wire.Predict
 def chunks(study: Study, catalogue: Catalogue) -> int:
     """How many chunks the images of a study make."""
     return -(-len(catalogue) // study.collect.chunk)
+
+
+def places(study: Study, catalogue: Catalogue, number: int) -> dict[str, int]:
+    """Positions in the catalogue of the images of a chunk, by their ids."""
+    first = number * study.collect.chunk
+    chunk = catalogue.manifest.images[first : first + study.collect.chunk]
+    return {entry.id: place for place, entry in enumerate(chunk, first)}

@@ -5,15 +5,21 @@ error than the reader's own, an answer of another shape, memory out of proportio
 `benchmarks/fuzz.py` as many as one likes.
 """
 
+import hashlib
+import json
+import tempfile
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
@@ -22,9 +28,13 @@ from hypothesis import strategies as st
 
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients.gateway import from_protobuf, to_protobuf
-from consilium.common import identity, planes, sealing, soft_mask, wire
+from consilium.clients.studies import _read_study
+from consilium.common import exchange, identity, planes, sealing, soft_mask, wire
 from consilium.common.catalogue import Manifest
-from consilium.common.errors import ConsiliumError, ErrorCode, WireError
+from consilium.common.errors import ConsiliumError, DataError, ErrorCode, WireError
+from consilium.common.joining import read_join
+from consilium.common.settings import to_toml
+from consilium.common.study import Study
 
 SHAPES = st.sampled_from([(1, 8, 8), (3, 16, 16), (2, 32, 32), (1, 1, 1)])
 DIGEST = "ab" * 32
@@ -311,6 +321,114 @@ def check_flags(given: tuple[bytes, int]) -> bool:
     return True
 
 
+# --- texts: a study's settings, and the file with which a site asks to join
+
+STUDY = to_toml(Study(name="s", sites=("a", "b"), preset="paper")).encode()
+JOIN = json.dumps(
+    {
+        "format": "consilium-join-1",
+        "name": "a",
+        "authority": "SHA256:x",
+        "public-key": ec.derive_private_key(12345, ec.SECP384R1())
+        .public_key()
+        .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        .decode(),
+        "made": "2026-01-01T00:00:00+00:00",
+        "invitation-tag": "0" * 64,
+        "signature": "AAAA",
+    }
+).encode()
+DEEPEST = 15_000
+"""Most levels of brackets, or digits of a number: more than Python follows."""
+
+
+@st.composite
+def texts(draw: st.DrawFn, valid: bytes, opening: bytes) -> bytes:
+    """A valid text that was changed, one that has something without end in the place of a value, or any bytes."""
+    kind = draw(st.integers(0, 3))
+    if kind == 0:
+        return draw(st.binary(max_size=300))
+    if kind == 1:
+        return mutated(valid, draw(CHANGES))
+    if kind == 2:
+        return valid
+    places = [place for place, letter in enumerate(valid) if letter in b"=:"]
+    at = draw(st.sampled_from(places)) + 1
+    endless = draw(st.sampled_from([b"[", opening, b"9", b'"'])) * draw(st.integers(1, DEEPEST))
+    return valid[:at] + endless + valid[at:] if draw(st.booleans()) else valid[:at] + endless
+
+
+def check_settings(data: bytes) -> bool:
+    """Reading gives a study that is written and read again the same, or a refusal."""
+    try:
+        found = _read_study(data.decode("utf-8", "replace"))
+    except WireError as error:
+        assert error.code == ErrorCode.BAD_MESSAGE  # noqa: PT017 - not only a test's
+        return False
+    assert _read_study(to_toml(found)) == found
+    return True
+
+
+def check_join(data: bytes) -> bool:
+    """No join file is taken: none of these is signed."""
+    with _as_file(data) as path, pytest.raises(DataError):
+        read_join(path)
+    return False
+
+
+# --- exchange files
+
+
+@contextmanager
+def _as_file(data: bytes) -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield Path(file.name)
+
+
+def _exchange_file() -> bytes:
+    signer = SITE_KEY.public_key().public_bytes_raw().hex()
+    header = exchange.Header(kind="answer", site="a", study=DIGEST, catalogue=DIGEST, signer=signer, messages=2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "answer"
+        with exchange.writing(path, header, SITE_KEY) as write:
+            write(VALID[1])
+            write(VALID[3])
+        return path.read_bytes()
+
+
+EXCHANGE = _exchange_file()
+
+
+@st.composite
+def exchange_files(draw: st.DrawFn) -> bytes:
+    """An answer file that was changed on its way, one that the site itself wrote wrong and signed, or any bytes."""
+    kind = draw(st.integers(0, 3))
+    if kind == 0:
+        return draw(st.sampled_from([b"", exchange.MAGIC])) + draw(st.binary(max_size=300))
+    if kind == 1:
+        return mutated(EXCHANGE, draw(CHANGES))
+    if kind == 2:
+        return EXCHANGE
+    body = mutated(EXCHANGE[: -exchange.SIGNATURE_BYTES], draw(CHANGES))
+    return body + identity.sign(SITE_KEY, b"consilium exchange answer 1", hashlib.sha256(body).digest())
+
+
+def check_exchange(data: bytes) -> bool:
+    """Reading gives messages that travel unchanged, or an error of ours; never more memory than the file's own size allows."""
+    with _as_file(data) as path, bounded_memory():
+        try:
+            with exchange.reading(path, "answer") as file:
+                file.verify()
+                found = list(file.messages(wire.DescribeReply, wire.PredictReply, 2**16))
+        except DataError:
+            return False
+    assert len(found) == file.header.messages
+    assert all(wire.from_bytes(type(one), wire.to_bytes(one)) == one for one in found)
+    return True
+
+
 TARGETS = (
     Target("planes", coded_planes(), check_planes),
     Target("wire records", records(), check_record),
@@ -319,4 +437,7 @@ TARGETS = (
     Target("sealed answers", sealed_answers(), check_sealed),
     Target("manifests", manifests, check_manifest),
     Target("flags", flags(), check_flags),
+    Target("settings of a study", texts(STUDY, b"{a="), check_settings),
+    Target("join files", texts(JOIN, b'{"a":'), check_join),
+    Target("exchange files", exchange_files(), check_exchange),
 )

@@ -7,7 +7,8 @@ from rich.console import Group
 from rich.text import Text
 
 from consilium.common.evaluation.summary import SIZES
-from consilium.server.report.tables import NONE, Cell, Table, plain, rich_table
+from consilium.server.report.table import Cell, Table
+from consilium.server.report.tables import NONE, plain
 
 Summary = Mapping[str, Any]
 
@@ -82,7 +83,7 @@ def console_evaluation(summary: Summary) -> Group:
     tables = evaluation_tables(summary)
     parts: list[Any] = []
     for table in tables:
-        parts += [Text(""), rich_table(table)]
+        parts += [Text(""), table]
     notes = dict.fromkeys(note for table in tables for note in table.notes)
     said = evaluation_verdict(summary)
     return Group(*parts, *(Text(note, style="dim") for note in notes), *([Text("")] if said else []), *map(Text, said))

@@ -1,14 +1,15 @@
 """Pictures: images with masks drawn over them, for people who read images.
 
 An image travels once a row; masks are outlines over it, in vectors, so that they stay crisp at any size. The solid line
-is where a mask is 0.5; inside it is tinted, and a fainter tint reaches to where it is 0.1.
+is where a mask is 0.5; inside it is tinted, and a fainter tint reaches to where it is 0.1. Where a site gave no mask, nothing is
+drawn over the image: a hatched tile says so, which no one can take for a mask without a target.
 """
 
 import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ _UNIT: Final = 8
 """Outline coordinates are whole numbers, this many to a grid point."""
 _HALF: Final = TARGET_LEVEL - 0.5
 _FAINT: Final = 25.5
+ABSTAINED: Final = "abstained"
+NO_ANSWER: Final = "no answer"
 
 Plane = npt.NDArray[np.uint8]
 
@@ -75,13 +78,14 @@ class ExampleGroup:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows, whether there is ground truth, whether a student is drawn, and how many teachers of all are."""
+    """Rows, whether there is ground truth or a student, how many teachers of all are drawn, and why masks are missing."""
 
     rows: tuple[Row, ...]
     labelled: bool
     student: bool
     teachers_shown: int
     teachers: int
+    absences: tuple[str, ...]
 
 
 def gallery(run: StudyRun, selection: Selection | None) -> Gallery:
@@ -113,7 +117,9 @@ def gallery(run: StudyRun, selection: Selection | None) -> Gallery:
         why = [_decision(reasons.get(int(i))) for i in examples]
         rows = _rows(run, shown, list(examples), why, None)
     student = any(picture.name == "student" for row in rows for picture in row.pictures)
-    return Gallery(tuple(rows), tests is not None, student, len(shown), len(sites))
+    notes = {picture.note for row in rows for picture in row.pictures}
+    absences = tuple(why for why in (ABSTAINED, NO_ANSWER) if why in notes)
+    return Gallery(tuple(rows), tests is not None, student, len(shown), len(sites), absences)
 
 
 def examples(run: StudyRun, selection: Selection) -> tuple[ExampleGroup, ...]:
@@ -168,8 +174,9 @@ def outline(mask: Plane, level: float) -> str:
 
 def _collected(run: StudyRun) -> npt.NDArray[np.bool_]:
     """Which images of the catalogue have a pseudo mask."""
-    finished = list(run.ledger.finished_chunks())
-    return np.isin(np.arange(len(run.catalogue)) // run.study.collect.chunk, finished)
+    images, finished = np.arange(len(run.catalogue)), list(run.ledger.finished_chunks())
+    collected = np.isin(images // run.study.collect.chunk, finished)
+    return collected & ~np.isin(images, list(run.ledger.images_without_mask()))
 
 
 def _test_images(run: StudyRun, collected: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], Plane] | None:
@@ -190,18 +197,28 @@ def _spread(run: StudyRun, sites: Sequence[str], indices: npt.NDArray[np.int64],
         chosen.setdefault(int(order[round(share * (len(order) - 1))]), f"Ensemble: {name}")
     if len(sites) > 1:
         place = np.searchsorted(run.watched.indices, indices)
-        each = np.stack([_teacher_dice(run, site, place, truth) for site in sites])
-        for i in np.argsort(-each.std(axis=0), kind="stable"):
+        each = np.ma.stack([_teacher_dice(run, site, place, truth) for site in sites])
+        for i in np.argsort(-each.std(axis=0).filled(0.0), kind="stable"):
             if len(chosen) >= ROWS:
                 break
             chosen.setdefault(int(i), "Teachers disagree")
     return sorted(chosen.items(), key=lambda held: -ensemble[held[0]])
 
 
-def _teacher_dice(run: StudyRun, site: str, place: npt.NDArray[np.intp], truth: Plane) -> npt.NDArray[np.float64]:
-    """Dice of a teacher on watched images, of the labels it knows."""
+def _teacher_dice(run: StudyRun, site: str, place: npt.NDArray[np.intp], truth: Plane) -> "np.ma.MaskedArray[Any, Any]":
+    """Dice of a teacher on watched images, of the labels it knows; masked where it gave no mask."""
     known = run.participants.known_labels(site)
-    return dice(run.watched.of(site)[place][:, known], truth[:, known])
+    held = dice(run.watched.of(site)[place][:, known], truth[:, known])
+    return np.ma.masked_array(held, [bool(why) for why in _absences(run, site, run.watched.indices[place])])
+
+
+def _absences(run: StudyRun, site: str, indices: npt.NDArray[np.int64]) -> list[str]:
+    """Why a site has no mask of images; empty where it has one."""
+    gone, chunks = run.ledger.abstentions(site), run.ledger.answered_chunks(site)
+    return [
+        ABSTAINED if i in gone else "" if i // run.study.collect.chunk in chunks else NO_ANSWER
+        for i in indices.tolist()
+    ]
 
 
 def _rows(
@@ -215,15 +232,15 @@ def _rows(
     named.append(("ensemble", "ensemble", run.pseudo_masks.read()[chosen]))
     if (student := _student(run, chosen)) is not None:
         named.append(("student", "student", student))
-    whole = {site: held[0] == len(run.catalogue) for site, held in run.ledger.answers().items()}
+    absences = {site: _absences(run, site, chosen) for site in sites}
     rows = []
     for row, index in enumerate(chosen):
         shared = _symbol(f"image-{index}", _shown(run.catalogue.pixels[index]))
         pictures = [Picture(_drawing(index, "image", "", None, None), "image")]
         real = None if truth is None else truth[row]
         for name, kind, masks in named:
-            if kind == "teacher" and not whole[name] and not masks[row].any():
-                pictures.append(Picture(_drawing(index, f"no mask of {name}", "", None, None), name, "no answer"))
+            if kind == "teacher" and (why_not := absences[name][row]):
+                pictures.append(Picture(_absent(f"no mask of {name}: {why_not}", why_not), name, why_not))
                 continue
             known = run.participants.known_labels(name) if kind == "teacher" else slice(None)
             note = _note(masks[row][known, ...], None if real is None else real[known, ...])
@@ -274,6 +291,18 @@ def _drawing(index: np.int64, told: str, kind: str, masks: SoftMasks | None, tru
     ]
     inside = "".join(part for part in parts if 'd=""' not in part)
     return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(told)}">{inside}</svg>')  # noqa: S704
+
+
+def _absent(told: str, word: str) -> Markup:
+    """A tile in place of a picture: hatched, with the reason written on it."""
+    side, step = OUTLINE_GRID, OUTLINE_GRID // 8
+    lines = "".join(f"M{x} 0L{x - side} {side}" for x in range(step, 2 * side, step))
+    return Markup(  # noqa: S704 - made here
+        f'<svg class="absent" viewBox="0 0 {side} {side}" role="img" aria-label="{escape(told)}">'
+        f'<rect class="ground" width="{side}" height="{side}"/><path class="hatch" d="{lines}"/>'
+        f'<rect class="ground" y="{3 * side // 8}" width="{side}" height="{side // 4}"/>'
+        f'<text x="{side // 2}" y="{side // 2}">{escape(word)}</text></svg>'
+    )
 
 
 def _symbol(name: str, image: Image.Image) -> Markup:

@@ -9,14 +9,15 @@ from typing import Any, Final
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from consilium.server.board import STAGE_LABELS
-from consilium.server.report.tables import NONE, Cell, Table, bytes_text, plain, rich_table, seconds_text
+from consilium.server.report.table import Cell, Table
+from consilium.server.report.tables import NONE, bytes_text, plain, seconds_text
 from consilium.server.status import TERMINAL, status
 
 EVERY_S: Final = 1.0
+NOTHING_YET: Final = frozenset({"waiting", NONE})
 WORDS: Final = {
     "not-begun": "has not begun",
     "running": "is going on",
@@ -66,13 +67,13 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def console_status(told: Mapping[str, Any]) -> Group:
-    """Lay out what `status` gave: state, stages, sites, and each site's last event."""
-    parts: list[RichTable | Text] = [Text(f"Study {told['study']} {WORDS[told['status']]}.", style="bold")]
+    """Lay out what `status` gave: state, stages, sites, and each site's last event; readable from 80 columns on."""
+    parts: list[Table | Text] = [Text(f"Study {told['study']} {WORDS[told['status']]}.", style="bold")]
     if held_up := told["failure"] or told["awaits"]:
         parts.append(Text(held_up))
     if told["stages"]:
-        parts += [Text(""), rich_table(_stages(told["stages"]))]
-    parts += [Text(""), rich_table(_sites(told["sites"]))]
+        parts += [Text(""), _stages(told["stages"])]
+    parts += [Text(""), _sites(told["sites"])]
     for site, held in told["sites"].items():
         if event := held["last_event"]:
             parts.append(Text(f"{site}, {event['stage']}, {_ago(event['at'])}: {plain(event['text'], 300)}"))
@@ -98,11 +99,17 @@ def _sites(sites: Mapping[str, Any]) -> Table:
         answered = NONE if images["total"] is None else f"{images['answered']:,} of {images['total']:,}"
         answered += f", not {images['abstained']:,}" if images["abstained"] else ""
         here = {True: "connected", False: "away", None: NONE}[held["connected"]]
-        words = (name, here, _ago(held["last_seen"]), held["describe"], held["evaluate"], held["fine_tune"] or NONE)
-        return tuple(map(Cell, (*words, answered, bytes_text(held["bytes_sent"]), bytes_text(held["bytes_received"]))))
+        words = (name, here, held["describe"], held["evaluate"], held["fine_tune"] or NONE)
+        moved = (bytes_text(held["bytes_sent"]), bytes_text(held["bytes_received"]))
+        return tuple(map(Cell, (*words, _ago(held["last_seen"]), answered, *moved)))
 
-    columns = ("Site", "Now", "Last seen", "Told", "Evaluates", "Fine-tunes", "Images answered", "Sent", "Received")
-    return Table("Sites", columns, tuple(row(name, held) for name, held in sites.items()), 6)
+    columns = ("Site", "Now", "Told", "Evaluates", "Fine-tunes", "Last seen", "Images answered", "Sent", "Received")
+    rows = tuple(row(name, held) for name, held in sites.items())
+    idle = [
+        column for column, *cells in zip(columns, *rows, strict=True) if {cell.text for cell in cells} <= NOTHING_YET
+    ]
+    spare = (*idle, "Received", "Sent", "Last seen", "Fine-tunes", "Evaluates", "Told")
+    return Table("Sites", columns, rows, 5, spare=tuple(dict.fromkeys(spare)))
 
 
 def _ago(time_text: str | None) -> str:

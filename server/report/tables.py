@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich import box
 from rich.console import Group
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from consilium.server.board import STAGE_LABELS
+from consilium.server.report.table import Cell, Table
 
 Metrics = Mapping[str, Any]
 
@@ -50,25 +49,6 @@ _STAGES: Final = {
     "teachers": "sites train their teachers",
     **STAGE_LABELS,
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry; ``best`` where it won its comparison."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under plain-word headers. The first ``words`` columns hold words, the others numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    words: int = 1
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -374,27 +354,27 @@ def console_table(metrics: Metrics) -> Group:
         What ``metrics.json`` holds.
     """
     dice = dice_table(metrics)
-    parts: list[RichTable | Text] = [Text(""), rich_table(dice), *_notes(dice.notes), Text("")]
+    parts: list[Table | Text] = [Text(""), dice, *_notes(dice.notes), Text("")]
     parts += [Text(sentence) for sentence in verdict(metrics)]
     if by_label := label_table(metrics):
-        parts += [Text(""), rich_table(by_label), *_notes(by_label.notes)]
+        parts += [Text(""), by_label, *_notes(by_label.notes)]
     if fused := fusion_table(metrics):
-        parts += [Text(""), rich_table(fused), *_notes(fused.notes)]
+        parts += [Text(""), fused, *_notes(fused.notes)]
     if agreed := agreement_table(metrics):
-        parts += [Text(""), rich_table(agreed), *_notes(agreed.notes)]
-    parts += [Text(""), rich_table(traffic_table(metrics))]
+        parts += [Text(""), agreed, *_notes(agreed.notes)]
+    parts += [Text(""), traffic_table(metrics)]
     images = images_table(metrics)
-    parts += [Text(""), rich_table(images)]
+    parts += [Text(""), images]
     if (collections := collections_table(metrics)) is not None:
-        parts += [Text(""), rich_table(collections)]
-    parts += [Text(""), rich_table(seconds_table(metrics))]
+        parts += [Text(""), collections]
+    parts += [Text(""), seconds_table(metrics)]
     if metrics["images"]["kept"] is None:
         parts.append(Text("This study is not finished: no image was selected yet."))
     parts += _events(metrics["events"])
     return Group(*parts)
 
 
-def _events(events: Iterable[Mapping[str, str]]) -> list[RichTable | Text]:
+def _events(events: Iterable[Mapping[str, str]]) -> list[Table | Text]:
     told = list(dict.fromkeys(f"{event['site'] or 'server'}, {event['stage']}: {event['text']}" for event in events))
     if not told:
         return []
@@ -404,26 +384,3 @@ def _events(events: Iterable[Mapping[str, str]]) -> list[RichTable | Text]:
 
 def _notes(notes: Iterable[str]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
-
-
-def rich_table(table: Table) -> RichTable:
-    """Lay a table out for a terminal."""
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(table.columns):
-        number = place >= table.words
-        widest = max(
-            (len(row[place].text) for row in table.rows), default=0
-        )  # a number is not broken, its header may be
-        drawn.add_column(
-            column,
-            justify="right" if number else "left",
-            overflow="fold",
-            vertical="top",
-            min_width=widest if number else None,
-        )
-    for row in table.rows:
-        summed = row[0].text in {"all", "ensemble"}
-        if summed and drawn.rows:
-            drawn.rows[-1].end_section = True
-        drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
-    return drawn

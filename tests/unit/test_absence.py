@@ -152,6 +152,21 @@ def test_a_held_answer_that_cannot_be_read_is_asked_for_again(make: Make) -> Non
     assert (case.masks.read() == case.expected(*SITES)).all()
 
 
+def test_an_answer_that_is_let_go_leaves_nothing_behind_not_even_what_it_abstained_from(make: Make) -> None:
+    case = make()
+    case.ledger.asked("west", 1)
+    case.ledger.answered("west", 1, CHUNK - 1, 1, 0.1, b"of another version", [CHUNK + 1])
+    assert case.ledger.abstentions("west") == {CHUNK + 1}
+    case.ledger.forget("west", 1, range(CHUNK, 2 * CHUNK))
+    case.ledger.asked("west", 1)
+    assert (case.ledger.answered_images(), case.ledger.held(1), case.ledger.asked_again()) == ({}, {}, [])
+    case.ledger.answered("west", 1, CHUNK - 1, 1, 0.1, b"of another version", [CHUNK + 1])
+    case.collect()
+    assert case.ledger.abstentions("west") == set()
+    assert case.ledger.answers()["west"][0] == COUNT
+    assert (case.masks.read() == case.expected(*SITES)).all()
+
+
 def test_who_is_connected_is_told_while_waiting(make: Make) -> None:
     case = make()
     goes_away(case, 0, 30)

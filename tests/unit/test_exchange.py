@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from consilium.server import exchange as coordinator
 from consilium.server.app import run_stages
 from consilium.server.ledger import Ledger, stop_of
 from consilium.server.participants import Participants
+from consilium.server.report.metrics import metrics
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import offer_key
 from consilium.server.study_run import StudyRun
@@ -263,6 +265,54 @@ def test_the_budget_and_the_sites_own_images_hold_as_behind_the_gateway(case: Fe
     assert case.run.ledger.abstentions("west") == {3}
 
 
+def traffic(run: StudyRun, site: str, action: str) -> tuple[int, int]:
+    """Bytes that a site sent and received with one kind of message."""
+    query = "SELECT sent, received FROM traffic WHERE site = ? AND action = ?"
+    return run.ledger._database.execute(query, (site, action)).fetchone()  # type: ignore[no-any-return]
+
+
+def test_what_travelled_in_files_is_counted_as_over_the_network_and_told_the_same_everywhere(tmp_path: Path) -> None:
+    connected, offline = federation(tmp_path / "a", ()), federation(tmp_path / "b")
+    connected.collect("north", "east", "west")
+    request = offline.export()
+    offline.take(offline.answer(request))
+    offline.collect("north", "east")
+    asked, told = (
+        [wire.size_of(one) for one in messages(path)] for path in (request, request.with_name("west.answer"))
+    )
+    assert traffic(offline.run, "west", "describe") == (told[0], asked[0])
+    assert traffic(offline.run, "west", "predict") == (sum(told[1:]), sum(asked[1:]))
+    assert sum(asked[1:]) == traffic(connected.run, "west", "predict")[1]
+    west = metrics(offline.run)["sites"]["west"]
+    shown = status.status(offline.run.folder.root)["sites"]["west"]
+    assert [west[key] for key in ("bytes_sent", "bytes_received")] == [sum(told), sum(asked)]
+    assert [shown[key] for key in ("bytes_sent", "bytes_received")] == [sum(told), sum(asked)]
+    assert west["bytes_per_mask"] == metrics(connected.run)["sites"]["west"]["bytes_per_mask"]
+
+
+def test_an_import_that_was_killed_is_done_again_and_counts_once_even_with_another_file(case: Federation) -> None:
+    """The first file has no mask of the fourth image, which is the site's own; then it is not any more."""
+    request, home = case.export(), make_home(case.folder / "west")
+    own = np.array(case.run.catalogue.pixels[3:4])
+    labelled.pack(home.train_set, labelled.Labelled(own, own * 0, ("patient",), ("",)))
+    first = case.answer(request, "first.answer")
+    shutil.rmtree(home.train_set)
+    second = case.answer(request, "second.answer")
+
+    class Killed(StudyRun):
+        def takes_part(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    killed = Killed(case.run.folder, case.run.study, case.run.catalogue, case.run.ledger)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.import_answer(killed, first, case.fingerprint)
+    assert case.run.ledger.abstentions("west") == {3}
+    assert case.run.ledger.traffic() == {}
+    assert case.take(second).abstained == 0
+    assert case.run.ledger.abstentions("west") == set()
+    assert case.run.ledger.traffic()["west"][0] == sum(map(wire.size_of, messages(second)))
+
+
 def test_interrupted_and_started_again_it_gives_no_image_a_second_mask(case: Federation, tmp_path: Path) -> None:
     request = case.export()
     home = named(make_home(tmp_path / "west", sealed=True), "west")
@@ -328,6 +378,15 @@ def test_the_file_is_what_the_page_on_the_wire_says(case: Federation, tmp_path: 
     assert [name for one in asked for name in one.ids] == [entry.id for entry in case.run.catalogue.manifest.images]
     again = signed(tmp_path / "by-hand", header, messages, case.key)
     assert again.read_bytes() == (tmp_path / "west.request").read_bytes()
+
+
+def messages(path: Path) -> list[wire.Envelope]:
+    """The messages of a file, read."""
+    header, held = parts(path)
+    kinds: tuple[type[wire.Envelope], type[wire.Envelope]] = (wire.DescribeReply, wire.PredictReply)
+    if header["kind"] == "request":
+        kinds = (wire.DescribeRequest, wire.PredictRequest)
+    return [wire.from_bytes(kinds[number > 0], data) for number, data in enumerate(held)]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from consilium.common.datasets import labelled, phantoms
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
 from consilium.common.identity import make_signing_key
+from consilium.common.metrics import dice
 from consilium.common.networks.build import build as build_network
 from consilium.common.networks.student_files import save_student, student_card
 from consilium.common.study import Study
@@ -31,13 +32,12 @@ from consilium.server.ledger import Ledger
 from consilium.server.pooled_evaluation import native_truths, write_test_sites
 from consilium.server.report import write_report
 from consilium.server.report.evaluation import console_evaluation
-from consilium.server.report.gallery import outline
+from consilium.server.report.gallery import gallery, outline
 from consilium.server.report.tables import (
     bytes_text,
     console_table,
     dice_table,
     fusion_table,
-    rich_table,
     rivals,
     seconds_text,
     verdict,
@@ -262,6 +262,42 @@ def test_the_gallery_shows_teachers_ensemble_student_and_truth_with_the_dice_of_
     assert page.count('aria-label="ground truth"') == 6
 
 
+def test_a_site_that_gave_no_mask_is_shown_so_and_one_that_saw_nothing_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Of the six test images north abstains from the first and has an empty mask of the second; east answers none."""
+    run = opened(tmp_path / "run")
+    collect(run)
+    first, empty = run.catalogue.indices("test")[:2].tolist()
+    chunk = first // run.study.collect.chunk
+    masks = np.array(run.watched.of("north"))
+    masks[np.searchsorted(run.watched.indices, [first, empty])] = 0
+    run.watched.file.write(0, masks)
+    run.ledger.answered("north", chunk, 5, 1, 0.5, abstained=[first])
+    run.ledger.forget("east", chunk, [])
+    page = reported(run)[1]
+    assert page.count('aria-label="no mask of north: abstained"') == 1
+    assert page.count('aria-label="no mask of east: no answer"') == 6
+    assert page.count(">abstained</text>") == 1
+    assert "mask of north, Dice 0.0" in page  # of the empty one
+    assert "abstained: the site gives no mask" in Reader(page).text
+    assert "the site gives no mask" not in reported(opened(tmp_path / "other"))[1]
+
+
+def test_images_are_not_called_disputed_because_a_site_gave_no_mask_of_them(tmp_path: Path) -> None:
+    """Of twelve test images a site abstains from one: the others' Dice of it differ least, so it is not among the disputed."""
+    run = opened(tmp_path / "run", tests=12)
+    collect(run, tests=12)
+    indices, truth = run.test_images()
+    place = np.searchsorted(run.watched.indices, indices)
+    spread = np.stack([dice(run.watched.of(site)[place], truth) for site in SITES[:2]]).std(axis=0)
+    calm = int(indices[int(spread.argmin())])
+    row = int(np.searchsorted(run.watched.indices, calm)) + 2 * len(run.watched.indices)
+    run.watched.file.write(row, np.zeros_like(run.watched.of("south")[:1]))
+    run.ledger.answered("south", calm // run.study.collect.chunk, 7, 1, 0.5, abstained=[calm])
+    disputed = [row for row in gallery(run, None).rows if row.title == "Teachers disagree"]
+    assert disputed
+    assert not any(f"image-{calm}" in str(row.shared) for row in disputed)
+
+
 def test_the_same_study_gives_the_same_page_but_for_its_date_and_time(whole: StudyRun) -> None:
     def stable(text: str) -> str:
         return re.sub(r"Report of [^.]*\.|[\d,]+ MB \(the", "", text)
@@ -316,7 +352,7 @@ def test_how_much_each_site_counts_is_told_where_it_is_more_than_one_each(metric
         [second, "25 %", "—", "—", "—", "—", "—", "—"],
     ]
     shown = io.StringIO()
-    Console(file=shown, width=100).print(rich_table(table))
+    Console(file=shown, width=100).print(table)
     assert max(map(len, shown.getvalue().splitlines())) <= 100
 
 

@@ -106,10 +106,9 @@ def test_a_finished_study_stays_finished(folder: RunFolder, ledger: Ledger) -> N
 def test_every_site_is_told_stage_by_stage(folder: RunFolder, ledger: Ledger) -> None:
     ledger.site_described("north", json.dumps({"output": "soft"}))
     ledger.not_consented("describe", "east")
-    ledger.abstained("north", [3, 7])
     finish(ledger, "describe")
     ledger.advance("collect", 0, 40, 2.0)
-    ledger.answered("north", 0, 8, 100, 0.1)
+    ledger.answered("north", 0, 8, 100, 0.1, abstained=[3, 7])
     ledger.moved("north", "predict", 1000, 10)
     ledger.saw({"north"}, {"east"})
     with folder.locked():
@@ -150,6 +149,39 @@ def test_it_fits_a_terminal(folder: RunFolder, ledger: Ledger) -> None:
     assert "waiting for east" in text
     assert re.search(r"east, collect, \d+ s ago: is not connected", text)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def at_width(told: dict[str, Any], width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(console_status(told))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_at_80_columns_no_word_is_broken_and_what_is_not_shown_is_named(
+    folder: RunFolder, ledger: Ledger, tuned: bool
+) -> None:
+    finish(ledger, "describe")
+    ledger.advance("collect", 20_480, 25_000, 61.0, "waiting for east, south, west")
+    ledger.answered("north", 0, 20_480, 100, 0.1, abstained=range(37))
+    ledger.moved("north", "predict", 204_800_000, 1_234_000_000)
+    ledger.not_consented("describe", "east")
+    ledger.site_described("north", "{}")
+    ledger.saw({"north", "east"}, set())
+    ledger.saw({"north"}, {"east"})
+    with folder.locked():
+        told = status(folder.root)
+    if not tuned:
+        told["sites"]["east"]["fine_tune"] = None
+    wide, narrow = (re.sub(r"\d+ s ago|─", "", at_width(told, width)) for width in (200, 80))
+    assert "No room here for" not in wide
+    *_, left_out = re.findall(r"No room here for: (.*)\.", narrow) or [""]
+    assert set(narrow.replace(f"No room here for: {left_out}.", "").split()) <= set(wide.split())
+    assert max(map(len, narrow.splitlines())) <= 80
+    for shown in ("north", "connected", "away", "not consented", "20,480 of 25,000, not 37"):
+        assert shown in narrow, shown
+    assert "Evaluates" in left_out, "nobody was asked yet"
+    assert "Told" not in left_out
 
 
 def test_watching_ends_with_the_study_and_prints_changes_only(folder: RunFolder, ledger: Ledger) -> None:
