@@ -50,7 +50,7 @@ SITE_PROCESSES = {
     "site with its gateway": "consilium.clients.cli start",
 }
 VICTIMS = {
-    "SuperLink": "consilium.server.superlink",
+    "SuperLink": "consilium.server.guarded_superlink",
     "superexec": "flower-superexec",
     "ServerApp": "flwr-serverapp",
     **SITE_PROCESSES,

@@ -4,11 +4,15 @@ The bundle holds one ``pyproject.toml`` and no code. Flower ships it to every si
 ``sys.path``; as nothing is in it, the ServerApp and ClientApp that run are those of the installed package.
 """
 
+import hashlib
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import tomli_w
+from flwr.cli.build import build_fab_from_disk
+from flwr.supercore.fab import Fab
 
 from consilium.common.errors import SettingsError
 
@@ -23,7 +27,7 @@ def write_bundle(
     server_app: str = "consilium.server.app:app",
     client_app: str = "consilium.clients.app:app",
 ) -> Path:
-    """Write the app folder that `SuperLink.submit` and ``flwr run`` take.
+    """Write the app folder that `Control.submit` and ``flwr run`` take.
 
     Parameters
     ----------
@@ -72,3 +76,14 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
     return folder
+
+
+def read_bundle(folder: Path) -> Fab:
+    """Read an app folder in the form that the SuperLink takes; `SettingsError` if it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Flower 1.41 with pathspec 1.0
+            content = build_fab_from_disk(folder)
+    except ValueError as error:
+        raise SettingsError(f"{folder} is no Flower app: {error}") from error
+    return Fab(hashlib.sha256(content).hexdigest(), content, {})

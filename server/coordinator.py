@@ -2,15 +2,18 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from consilium.common.errors import MachineError, SettingsError, StateError
 from consilium.common.identity import ServerCertificate
+from consilium.server import superlink_home
+from consilium.server.control import Control, RegisteredNode
 from consilium.server.provision import Federation, SiteRecord, in_use
-from consilium.server.superlink import RegisteredNode, SuperLink
+from consilium.server.superlink import SuperLink
 
 LOG: Final = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 1.0
@@ -93,18 +96,27 @@ def serve(federation: Federation, ending: threading.Event, tell: Tell, clock: Ca
     tell(f"{federation.settings.name}: the coordinator has stopped")
 
 
-def attach(federation: Federation) -> SuperLink:
-    """Speak to the SuperLink of the coordinator that runs on this folder.
+@contextmanager
+def attach(federation: Federation) -> Iterator[Control]:
+    """Speak to the SuperLink of the coordinator that runs on this folder, in another process of this machine.
 
     Raises
     ------
     MachineError
         If none runs.
     """
-    try:
-        return SuperLink.attach(federation.superlink_home, federation.certificates)
-    except MachineError as error:
-        raise MachineError(f"{error} Start it with `consilium coordinator start {federation.folder}`") from None
+    home, start = federation.superlink_home, f"Start it with `consilium coordinator start {federation.folder}`"
+    port = superlink_home.remembered_port(home)
+    if not port or not superlink_home.control_secret(home).exists():
+        raise MachineError(f"no SuperLink was ever started on {home}; start the coordinator first. {start}")
+    with closing(Control(home, port, federation.certificates.authority)) as control:
+        try:
+            answers = control.answers()
+        except MachineError as error:
+            raise MachineError(f"{error} {start}") from None
+        if not answers:
+            raise MachineError(f"nothing answers on {control.address}; is the coordinator running? {start}")
+        yield control
 
 
 class _Watch:
@@ -124,17 +136,17 @@ class _Watch:
             self._link.restart()
             self._tell(f"the new certificate is in use, valid until {self._federation.server_facts().ends:%Y-%m-%d}")
         try:
-            nodes = self._link.nodes()
+            nodes = self._link.control.nodes()
             todo = changes(self._federation.records(), nodes, now)
             for node in todo.leave:
-                self._link.unregister(node.node_id)
+                self._link.control.unregister(node.node_id)
                 self._tell(f"{node.name} is let in no more")
             for record in todo.enter:
-                self._link.register_key(record.key_pem, record.name)
+                self._link.control.register(record.key_pem, record.name)
                 self._tell(
                     f"{record.name} may connect, until {record.key_until:%Y-%m-%d}; key {record.key_fingerprint}"
                 )
-            self._tell_who(self._link.nodes() if todo.leave or todo.enter else nodes)
+            self._tell_who(self._link.control.nodes() if todo.leave or todo.enter else nodes)
             self._damage = ""
         except (StateError, SettingsError, MachineError) as error:
             if str(error) != self._damage:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -35,12 +35,13 @@ def check(name: NameArgument, path: PathArgument, out: OutOption = None, workers
 
     Prints a table, writes check.json and a contact sheet. The exit status is 1 where an image or a mask cannot be used.
     """
-    from consilium.common.datasets import contact_sheet
+    from consilium.common.datasets import contact_sheet, registry
     from consilium.common.datasets.check import report
 
     console = Console()
     cases, looks = _looked_at(name, path, workers, console)
     found = {"data_set": name, "folder": str(path.resolve())} | report(looks)
+    found["left_out"] = [asdict(one) for one in registry.left_out(name, path)]
     folder = out or Path("runs") / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "check.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
@@ -76,6 +77,7 @@ def split(
 
     The same images, parts and seed give the same bytes.
     """
+    from consilium.common.datasets import registry
     from consilium.common.datasets import split as splitting
 
     if parts and sites:
@@ -91,6 +93,8 @@ def split(
     table = (out or Path("runs") / "data" / name) / "split.csv"
     changed = splitting.write(table, splitting.rows(cases, chosen, path), force=force)
     console.print(_split_table(name, list(shares), looks, cases, chosen))
+    for one in registry.left_out(name, path):
+        console.print(f"left out: {_of_images(one.images, one.where)}: {one.why}", highlight=False, soft_wrap=True)
     if faults:
         console.print(
             f"{len(faults)} images have faults, such as {faults[0].source}: they have a part all the same; see "
@@ -178,7 +182,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if near["across_groups"]:
         facts.append(("", f"{near['across_groups']} pairs of them in different groups: split with --near-duplicates"))
+    facts += [("left out", f"{_of_images(one['images'], one['where'])}: {one['why']}") for one in found["left_out"]]
     return facts
+
+
+def _of_images(count: int, where: str) -> str:
+    return f"{count:,} image{'s' * (count > 1)} in {where}"
 
 
 def _sets(held: Sequence[Sequence[str]]) -> str:

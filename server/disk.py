@@ -1,7 +1,8 @@
-"""Faults of the coordinator's disk, in words: whatever ran into them, and whatever library was at work."""
+"""The coordinator's disk: files written whole, and its faults in words, whatever library ran into them."""
 
 import errno
 import re
+from pathlib import Path
 from typing import Final
 
 from consilium.common.errors import ConsiliumError, MachineError
@@ -10,6 +11,13 @@ _FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
 _NUMPY_STOPPED: Final = re.compile(r"\d+ requested and \d+ written")
 """What numpy says of a full disk, without an error number."""
 GO_ON: Final = "make room, then start the study again: it goes on where it was"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, at once: a reader, and a process killed now, sees the old text or the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
 
 
 def in_words(error: Exception) -> ConsiliumError | None:

@@ -8,9 +8,9 @@ from consilium.common import checks
 from consilium.common.checks import Finding, attempt
 from consilium.common.errors import MachineError, StateError
 from consilium.common.identity import issued_by, load_signing_key, public_key_of
+from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import attach
 from consilium.server.provision import Federation, SiteRecord, open_federation, signer_fingerprint, utc_now
-from consilium.server.superlink import RegisteredNode
 
 
 def examine(folder: Path | None, clock: Callable[[], datetime] = utc_now) -> list[Finding]:
@@ -65,9 +65,9 @@ def _network(federation: Federation, sites: list[SiteRecord], clock: Callable[[]
     superlink = federation.settings.superlink
     yield checks.name_resolves(checks.split_address(superlink.address)[0])
     try:
-        with attach(federation) as link:
-            nodes = link.nodes()
-            local = link.local_address
+        with attach(federation) as control:
+            nodes = control.nodes()
+            local = control.address
     except (MachineError, StateError) as error:
         yield checks.port_is_free(superlink.host, superlink.listening_port)
         yield Finding("coordinator", "note", "does not run here", f"consilium coordinator start {federation.folder}")

@@ -19,9 +19,10 @@ from consilium.common.exchange import FRAME_BYTES, ExchangeFile, Header, reading
 from consilium.common.identity import fingerprint, public_key_of
 from consilium.common.study import Study
 from consilium.server import questions
+from consilium.server.participants import Described
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import Seals
-from consilium.server.study_run import Described, StudyRun
+from consilium.server.study_run import StudyRun
 
 OnImages = Callable[[int], None]
 
@@ -140,7 +141,9 @@ def import_answer(run: StudyRun, path: Path, signed_by: str = "", on_images: OnI
     run.ledger.tell(
         "collect", f"its answer file was imported: {masks} masks, {abstained} images not answered", header.site
     )
-    if run.ledger.results("awaited-answer").get("") and not any(map(run.lacks_answers, run.study.collect.offline)):
+    if run.ledger.results("awaited-answer").get("") and not any(
+        map(run.participants.lacks_answers, run.study.collect.offline)
+    ):
         run.ledger.awaits(AnswerFileError("Every answer file is imported: start the same command again."))
     return Imported(header.site, masks, abstained, header.fingerprint)
 
@@ -176,7 +179,7 @@ def _require_of_use(run: StudyRun, site: str) -> None:
         raise StateError(
             f"the soft masks of {run.study.name} are all collected; an answer of {site} is of no use to it any more"
         )
-    if not run.lacks_answers(site):
+    if not run.participants.lacks_answers(site):
         raise StateError(f"the answer of {site} is imported already; nothing was changed. Start the study")
 
 
@@ -199,7 +202,7 @@ def _described(run: StudyRun, file: ExchangeFile) -> Described:
     ):
         raise DataError(f"{file.path}: its first message is not by {file.header.site}, who signed the file")
     try:
-        return run.described(reply.site, reply)
+        return run.participants.described(reply.site, reply)
     except WireError as error:
         raise DataError(f"{file.path}: {error}") from None
 
@@ -239,7 +242,7 @@ def _keep(run: StudyRun, file: ExchangeFile, described: Described) -> None:
     with run.ledger.together():
         for action, sent, received in moved:
             run.ledger.moved(site, action, sent, received)
-        run.takes_part(site, described)
+        run.participants.takes_part(site, described)
 
 
 def _moved(run: StudyRun, file: ExchangeFile) -> Iterator[tuple[str, int, int]]:

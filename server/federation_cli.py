@@ -242,8 +242,8 @@ def _online(folder: Path) -> set[str] | None:
     from consilium.server.provision import open_federation
 
     try:
-        with attach(open_federation(folder)) as link:
-            return {node.name for node in link.nodes() if node.online}
+        with attach(open_federation(folder)) as control:
+            return {node.name for node in control.nodes() if node.online}
     except MachineError:
         return None
 

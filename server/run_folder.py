@@ -15,7 +15,7 @@ from consilium.common.errors import MachineError, StateError
 from consilium.common.settings import load, to_toml
 from consilium.common.soft_mask import Shape, SoftMasks
 from consilium.common.study import Study
-from consilium.server.disk import GO_ON
+from consilium.server.disk import GO_ON, write_text
 
 LOCK: Final = "lock"
 SIMULATION_LOCK: Final = "simulation.lock"
@@ -62,9 +62,7 @@ class RunFolder:
                     "Go on with its own settings, or give another run folder with --run."
                 )
             return
-        partial = self.study.with_suffix(".partial")
-        partial.write_text(to_toml(study), "utf-8")
-        partial.replace(self.study)
+        write_text(self.study, to_toml(study))
 
     def open_study(self) -> Study:
         """Read the frozen settings; `StateError` if this is no run folder."""

@@ -1,7 +1,6 @@
 """The run folder's keys: the study's own, which opens sealed answers, and the sites', which signed them."""
 
 import json
-from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,6 +9,7 @@ from consilium.common import sealing
 from consilium.common.errors import ErrorCode, StateError, WireError
 from consilium.common.identity import fingerprint
 from consilium.common.wire import PredictReply
+from consilium.server.disk import write_text
 from consilium.server.run_folder import RunFolder
 
 
@@ -27,7 +27,7 @@ def offer_key(run: RunFolder, catalogue: str, signing: Ed25519PrivateKey) -> byt
         "key": public.hex(),
         "signature": sealing.sign_study_key(signing, catalogue, public).hex(),
     }
-    _replace(run.sealing_offer, json.dumps(offer, indent=2) + "\n")
+    write_text(run.sealing_offer, json.dumps(offer, indent=2) + "\n")
     return public
 
 
@@ -72,7 +72,7 @@ class Seals:
             return
         held = self._pinned()
         if site not in held and len(key) == sealing.KEY_BYTES:
-            _replace(self.table, json.dumps(held | {site: key.hex()}, indent=2, sort_keys=True) + "\n")
+            write_text(self.table, json.dumps(held | {site: key.hex()}, indent=2, sort_keys=True) + "\n")
         elif held.get(site) != key.hex():
             known = fingerprint(bytes.fromhex(held[site])) if site in held else "none yet"
             raise WireError(ErrorCode.BAD_SEAL, f"it shows the key {fingerprint(key)}, known is {known}: {self.table}")
@@ -111,9 +111,3 @@ class Seals:
             }
         except (ValueError, TypeError, AttributeError):
             raise StateError(f"{self.table} is no table of sites and keys in hex; restore it, or delete it") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

@@ -17,7 +17,7 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from consilium.common.errors import MachineError
-from consilium.common.identity import make_node_key
+from consilium.common.identity import make_node_key, read_node_public_key
 from consilium.common.processes import Child, ProcessGroup
 from consilium.common.settings import read_toml
 from consilium.common.study import RunConfig
@@ -115,14 +115,14 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink", log_folder=run.root / "log") as link, ProcessGroup() as sites:
         board.show(START_LABEL, 1, count)
-        link.stop_unfinished()  # of a former start that was killed: it would go on beside this one
+        link.control.stop_unfinished()  # of a former start that was killed: it would go on beside this one
         commands: dict[str, list[str]] = {}
         for started, name in enumerate(settings.online, 2):
             home = site_home(run, name)
             key = home / "node-key"
             if not key.exists():
                 make_node_key(key)
-            link.register(key.with_name(f"{key.name}.pub"), name)
+            link.control.register(read_node_public_key(key.with_name(f"{key.name}.pub")), name)
             document = read_toml(home / "site.toml") | {
                 "connection": {
                     "superlink": link.local_address,
@@ -134,10 +134,11 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
             commands[f"site {name}"] = [*SITE_COMMAND, "start", str(home / "site.toml")]
             sites.add(Child(f"site {name}", commands[f"site {name}"], home / "log" / "site.log"))
             board.show(START_LABEL, started, count)
-        link.wait_for_nodes(set(settings.online), settings.collect.connect_s)
+        link.control.wait_for_nodes(set(settings.online), settings.collect.connect_s)
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
 
-        def revive_sites() -> None:
+        def revive() -> None:
+            link.revive()
             for child in sites.children:
                 if child.exit_status() is not None:
                     child.stop()
@@ -146,7 +147,7 @@ def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
 
         try:
             wait_until_free(run)
-            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)}, meanwhile=revive_sites)
+            submit_and_wait(run, link.control, {RUN_FOLDER_KEY: str(run.root)}, meanwhile=revive)
         finally:
             link.retire()
             for child in sites.children:
@@ -158,10 +159,16 @@ def _with_ray(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
     board.show(START_LABEL, 0, 1)
     began = time.monotonic()
     with SuperLink.start(run.root / "superlink-ray", log_folder=run.root / "log", virtual=True) as link:
-        link.stop_unfinished()
+        link.control.stop_unfinished()
         _with_ledger(run, lambda ledger: ledger.finish("start", time.monotonic() - began))
         wait_until_free(run)
-        submit_and_wait(run, link, _site_config(run, settings), virtual_sites=len(settings.sites))
+        submit_and_wait(
+            run,
+            link.control,
+            _site_config(run, settings),
+            virtual_sites=len(settings.sites),
+            meanwhile=link.revive,
+        )
 
 
 def _inline(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:

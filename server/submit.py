@@ -17,11 +17,11 @@ from consilium.common.study import RunConfig, Study
 from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
+from consilium.server.control import Control
 from consilium.server.coordinator import attach
 from consilium.server.ledger import stop_of
 from consilium.server.provision import open_federation, utc_now
 from consilium.server.run_folder import LOCK, RunFolder
-from consilium.server.superlink import SuperLink
 
 POLL_S: Final = 3.0
 STOPPING_S: Final = 60.0
@@ -94,16 +94,16 @@ def submit_to_coordinator(study: Study, root: Path, folder: Path, console: Conso
             f"the sites take catalogues that are signed by this federation, and {run.catalogue} is signed by another key "
             f"({signer[:16]}...): build it with --key {federation.signing_key}, into a new run folder"
         )
-    with attach(federation) as link:
+    with attach(federation) as control:
         run = _prepared(study, root, console)
         wait_until_free(run, lambda text: console.print(text, highlight=False))
         with Board(console) as board, following(board, run.ledger):
-            submit_and_wait(run, link, {RUN_FOLDER_KEY: str(run.root)})
+            submit_and_wait(run, control, {RUN_FOLDER_KEY: str(run.root)})
 
 
 def submit_and_wait(
     run: RunFolder,
-    link: SuperLink,
+    control: Control,
     config: RunConfig,
     *,
     virtual_sites: int = 0,
@@ -122,15 +122,15 @@ def submit_and_wait(
     bundle = write_bundle(run.root / "bundle", dict.fromkeys(config, ""))
     log = run.root / "log"
     for _ in range(SUBMISSIONS):
-        number = link.submit(bundle, config, virtual_sites=virtual_sites)
+        number = control.submit(bundle, config, virtual_sites=virtual_sites)
         try:
-            status = link.wait(number, meanwhile=_watch(run, link, number, meanwhile))
+            status = control.wait(number, meanwhile=_watch(run, control, number, meanwhile))
         except BaseException:
             with contextlib.suppress(ConsiliumError):  # what is told is what stopped the waiting
-                link.stop_run(number)
+                control.stop_run(number)
             raise
         log.mkdir(exist_ok=True)
-        (log / "serverapp.log").write_text(link.run_log(number), "utf-8")
+        (log / "serverapp.log").write_text(control.run_log(number), "utf-8")
         if stop := stop_of(run.ledger):
             raise stop
         if status.completed:
@@ -142,7 +142,7 @@ def submit_and_wait(
     )
 
 
-def _watch(run: RunFolder, link: SuperLink, number: int, meanwhile: Callable[[], None]) -> Callable[[], None]:
+def _watch(run: RunFolder, control: Control, number: int, meanwhile: Callable[[], None]) -> Callable[[], None]:
     """Also stop a run whose ServerApp has let go of the run folder: Flower itself notices in a minute that it is gone."""
     begun, missed = False, 0
 
@@ -154,7 +154,7 @@ def _watch(run: RunFolder, link: SuperLink, number: int, meanwhile: Callable[[],
         missed = 0 if held or not begun else missed + 1
         if missed == BEATS_MISSED:
             with contextlib.suppress(ConsiliumError):  # it may be ending by itself just now
-                link.stop_run(number)
+                control.stop_run(number)
 
     return look
 

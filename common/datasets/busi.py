@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from consilium.common.datasets.cases import Case
+from consilium.common.datasets.cases import Case, LeftOut
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.datasets.layout import folders_of, refuse_missing, root_of
 from consilium.common.datasets.reading import read_grouped
@@ -17,6 +17,9 @@ from consilium.common.errors import DataError
 from consilium.common.images import is_shown, open_image, union
 
 LESIONS: Final = ("benign", "malignant")
+NORMAL: Final = "normal"
+_MASK: Final = "_mask"
+_ROOT: Final = "Dataset_BUSI_with_GT"
 
 
 def cases(folder: Path, kinds: Sequence[str] = LESIONS) -> list[Case]:
@@ -38,13 +41,13 @@ def cases(folder: Path, kinds: Sequence[str] = LESIONS) -> list[Case]:
     DataError
         Saying which part of the layout is missing, or which image has no mask.
     """
-    folder = root_of(folder, LESIONS[0], "Dataset_BUSI_with_GT")
+    folder = root_of(folder, LESIONS[0], _ROOT)
     folders_of(folder, "BUSI", *kinds)
     files: list[Path] = []
     masks: dict[tuple[str, str], list[Path]] = {}
     for kind in kinds:
-        for path in sorted(path for path in (folder / kind).glob("*.png") if is_shown(path)):
-            name, is_mask, _ = path.stem.partition("_mask")
+        for path in _files(folder / kind):
+            name, is_mask, _ = path.stem.partition(_MASK)
             if is_mask:
                 masks.setdefault((kind, name), []).append(path)
             else:
@@ -62,6 +65,13 @@ def cases(folder: Path, kinds: Sequence[str] = LESIONS) -> list[Case]:
         )
         for path in files
     ]
+
+
+def left_out(folder: Path) -> list[LeftOut]:
+    """Tell of the normal images, where they are there: `cases` lists those with a lesion."""
+    images = sum(_MASK not in path.stem for path in _files(root_of(folder, LESIONS[0], _ROOT) / NORMAL))
+    why = "they show no lesion; the paper, and this data set, take those with a benign or malignant one"
+    return [LeftOut(f"{NORMAL}/", images, why)] if images else []
 
 
 def read(folder: Path, size: int, channels: int, group_table: Path | None = None) -> Labelled:
@@ -82,3 +92,7 @@ def read(folder: Path, size: int, channels: int, group_table: Path | None = None
         Saying which part of the layout is missing, which image has no mask, or which is not in the table.
     """
     return read_grouped(cases(folder), size, channels, group_table)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.png") if is_shown(path))

@@ -37,3 +37,22 @@ class Case:
     load_mask: Callable[[], npt.NDArray[np.bool_]] | None = None
     group: str = ""
     kind: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Images of a published data set that are none of its cases.
+
+    Attributes
+    ----------
+    where
+        For people: a folder of the layout.
+    images
+        How many there are, 1 or more.
+    why
+        The reason, to be read behind "left out:".
+    """
+
+    where: str
+    images: int
+    why: str

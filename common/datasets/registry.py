@@ -18,7 +18,7 @@ from consilium.common.datasets import (
     tn3k,
     voc2012,
 )
-from consilium.common.datasets.cases import Case
+from consilium.common.datasets.cases import Case, LeftOut
 from consilium.common.errors import DataError, SettingsError
 
 
@@ -40,6 +40,8 @@ class DataSet:
         What its groups are; "near duplicates" where it names none, so that they have to be computed or given.
     citation
         Whom to cite, and the licence as far as it is known.
+    left_out
+        Tells, given its folder, which of the published images are no cases; None where all are.
     """
 
     cases: Callable[[Path], list[Case]]
@@ -48,6 +50,7 @@ class DataSet:
     has_masks: bool
     groups: str
     citation: str
+    left_out: Callable[[Path], list[LeftOut]] | None = None
 
 
 DATA_SETS: Final[Mapping[str, DataSet]] = MappingProxyType(
@@ -59,6 +62,7 @@ DATA_SETS: Final[Mapping[str, DataSet]] = MappingProxyType(
             True,
             "near duplicates",
             "Al-Dhabyani et al., Data in Brief 28:104863, 2020; CC BY or CC0, as its mirrors say",
+            busi.left_out,
         ),
         "bus-bra": DataSet(
             bus_bra.cases,
@@ -166,3 +170,9 @@ def cases(name: str, folder: Path) -> list[Case]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; {name} is laid out as {DATA_SETS[name].layout}")
     return DATA_SETS[name].cases(folder)
+
+
+def left_out(name: str, folder: Path) -> list[LeftOut]:
+    """Tell which images of a data set, as `cases` finds it, are none of its cases."""
+    tell = DATA_SETS[name].left_out
+    return tell(folder) if tell is not None else []

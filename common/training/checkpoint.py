@@ -35,6 +35,8 @@ class TrainingState:
     curve: Curve
     average: dict[str, Tensor] = field(default_factory=dict)
     """Of the weights, where they are averaged."""
+    precision: dict[str, Any] = field(default_factory=dict)
+    """Of 16-mixed: the factor on the loss, and how long it has held."""
 
 
 def save(state: TrainingState, folder: Path) -> None:

@@ -181,6 +181,8 @@ class _Run:
         curve, first = Curve(), 0
         if found:  # only now: the optimiser's state goes to where the weights are
             checkpoint.restore(found, self.plain_module, self.plain_optimizer)
+            if found.precision:
+                self.fabric.strategy.precision.load_state_dict(found.precision)
             if self.average:
                 self.average.restore(found.average)
             curve, first = found.curve, found.step
@@ -259,7 +261,8 @@ class _Run:
     def _save(self, folder: Path, step: int, curve: Curve) -> None:
         weights, moments = self.plain_module.state_dict(), self.plain_optimizer.state_dict()
         average = self.average.tensors if self.average else {}
-        checkpoint.save(TrainingState(self.digest, step, weights, moments, curve, average), folder)
+        precision = self.fabric.strategy.precision.state_dict()
+        checkpoint.save(TrainingState(self.digest, step, weights, moments, curve, average, precision), folder)
 
 
 class _Order:

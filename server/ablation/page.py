@@ -11,10 +11,10 @@ from consilium.server.ablation.rows import Row
 from consilium.server.ablation.run import Ablator
 from consilium.server.ablation.tables import all_tables
 from consilium.server.ablation.targets import targets
+from consilium.server.disk import write_text
 from consilium.server.experiment import render
 from consilium.server.experiment.page import write_tables
 from consilium.server.experiment.render import Table
-from consilium.server.experiment.store import write_text
 
 
 def write_pages(work: Ablator, rows: Sequence[Row], root: Path) -> list[Table]:

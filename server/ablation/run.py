@@ -11,7 +11,6 @@ from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
-import tomli_w
 from rich.console import Console
 
 from consilium.common.metrics import dice
@@ -26,9 +25,9 @@ from consilium.server.ablation.settings import Ablation, Recipe, ScenarioSetting
 from consilium.server.ablation.teachers import Teacher
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet, joined, prepare
-from consilium.server.experiment.display import Display
 from consilium.server.experiment.stages import Masks, Model, slices
-from consilium.server.experiment.store import Store, alone_in, write_text
+from consilium.server.experiment.store import Store
+from consilium.server.experiment.workplace import workplace
 
 Dice = npt.NDArray[np.float64]
 
@@ -333,21 +332,10 @@ def run(
 
     Parameters and errors are those of `consilium.server.experiment.run.run`.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    console = console or Console(quiet=True)
     todo = list(cells(settings))
-    with alone_in(root), Display(console, len(todo)) as display:
-        write_text(
-            root / "experiment.toml", tomli_w.dumps(settings.model_dump(mode="json", by_alias=True, exclude_none=True))
-        )
-        work = Ablator(settings, Store(artefacts or root / "artefacts", display.tell))
-        rows: list[Row] = []
-        for cell in todo:
-            with display.cell(cell.name) as finish:
-                added = work.rows(cell)
-                rows += added
-                write_rows(root / "results.csv", rows)
-                finish(_found(added))
+    with workplace(settings, root, len(todo), artefacts=artefacts, console=console) as place:
+        work = Ablator(settings, place.store)
+        rows = place.compute(todo, work.rows, write_rows, _found)
     return work, rows
 
 

@@ -21,10 +21,11 @@ from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation, measure
 from consilium.common.views import Views, look
 from consilium.server.ablation.settings import SiteSettings
+from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.stages import Masks, Model
-from consilium.server.experiment.store import Store, write_text
+from consilium.server.experiment.store import Store
 
 Probabilities = npt.NDArray[np.float32]
 

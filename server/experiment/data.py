@@ -17,8 +17,9 @@ from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled, pack
 from consilium.common.datasets.reading import read, read_images
 from consilium.common.errors import DataError, SettingsError
+from consilium.server.disk import write_text
 from consilium.server.experiment.settings import PHANTOMS, DataSettings
-from consilium.server.experiment.store import Store, digest_of, write_text
+from consilium.server.experiment.store import Store, digest_of
 
 DIGESTS_NAME: Final = "digests.json"
 _ORDER, _CHOICE = range(2)  # independent streams of one seed

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.text import Text
 
+from consilium.server.disk import write_text
 from consilium.server.experiment import render
 from consilium.server.experiment.figures import entropy_histograms, exclusion_examples
 from consilium.server.experiment.form import COUNTERPARTS, Counterpart, Form
@@ -17,7 +18,6 @@ from consilium.server.experiment.rows import Row
 from consilium.server.experiment.run import Count, Experimenter
 from consilium.server.experiment.scores import Selected
 from consilium.server.experiment.settings import PHANTOMS, DataSettings, Experiment
-from consilium.server.experiment.store import write_text
 from consilium.server.experiment.tables import all_tables
 
 

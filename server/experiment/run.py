@@ -13,20 +13,20 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import tomli_w
 from rich.console import Console
 
 from consilium.common.errors import DataError
 from consilium.common.metrics import score
 from consilium.common.wire import Score
+from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet, labelled_few, prepare
-from consilium.server.experiment.display import Display
 from consilium.server.experiment.grid import Cell, CountCell, ScratchCell, StudentCell, TeacherCell, cells
 from consilium.server.experiment.rows import Row, Variant, write_rows
 from consilium.server.experiment.settings import Experiment
 from consilium.server.experiment.stages import Masks, Model, Selection
-from consilium.server.experiment.store import Store, alone_in, write_text
+from consilium.server.experiment.store import Store
+from consilium.server.experiment.workplace import workplace
 
 LEAK_LIMIT: Final = 0.05
 """Most of a test set, as a share, that may be among a model's labelled training images: published data sets repeat a few
@@ -298,23 +298,17 @@ def run(
     ConsiliumError
         Whatever stopped it, with what to do; what was computed is kept.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    console = console or Console(quiet=True)
     todo = list(cells(settings))
-    with alone_in(root), Display(console, len(todo)) as display:
-        write_text(
-            root / "experiment.toml", tomli_w.dumps(settings.model_dump(mode="json", by_alias=True, exclude_none=True))
-        )
-        work = Experimenter(settings, Store(artefacts or root / "artefacts", display.tell))
-        rows: list[Row] = []
-        for cell in todo:
-            with display.cell(cell.name) as finish:
-                added = work.rows(cell)
-                rows += added
-                write_rows(root / "results.csv", rows)
-                finish(", ".join(f"{row.test} {row.dice_mean:.1f} ± {row.dice_std:.1f}" for row in added))
+    with workplace(settings, root, len(todo), artefacts=artefacts, console=console) as place:
+        work = Experimenter(settings, place.store)
+        rows = place.compute(todo, work.rows, write_rows, _found)
         write_text(root / "selections.csv", _selections(work.counts()))
     return work, rows
+
+
+def _found(rows: Sequence[Row]) -> str:
+    """What a cell found, for people."""
+    return ", ".join(f"{row.test} {row.dice_mean:.1f} ± {row.dice_std:.1f}" for row in rows)
 
 
 def _selections(counts: Iterator[Count]) -> str:

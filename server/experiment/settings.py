@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from consilium.common.datasets.phantoms import HOSPITALS
+from consilium.common.datasets.phantoms.hospitals import HOSPITALS
 from consilium.common.datasets.registry import DATA_SETS
 from consilium.common.errors import SettingsError
 from consilium.common.networks.settings import NetworkSettings

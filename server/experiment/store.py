@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from consilium.common.errors import StateError
+from consilium.server.disk import write_text
 
 FACTS_NAME: Final = "facts.json"
 
@@ -94,10 +95,3 @@ def alone_in(folder: Path) -> Iterator[None]:
 def digest_of(facts: Any) -> str:
     """SHA-256, in hex, of JSON-able facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole, at once."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

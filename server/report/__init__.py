@@ -2,9 +2,9 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Final
 
+from consilium.server.disk import write_text
 from consilium.server.report.metrics import metrics
 from consilium.server.report.page import render
 from consilium.server.study_run import StudyRun
@@ -22,17 +22,11 @@ def write_report(run: StudyRun) -> None:
     """
     started = time.monotonic()
     run.ledger.reopen(STAGE)
-    run.tell(STAGE, 0, 1)
+    run.stages.tell(STAGE, 0, 1)
     measured = metrics(run)
     measured["seconds"].pop(STAGE, None)
-    _replace(run.folder.report, render(run, measured))
+    write_text(run.folder.report, render(run, measured))
     seconds = time.monotonic() - started
     run.ledger.finish(STAGE, seconds)
     measured["seconds"][STAGE] = round(seconds, 3)
-    _replace(run.folder.metrics, json.dumps(measured, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    write_text(run.folder.metrics, json.dumps(measured, indent=2) + "\n")

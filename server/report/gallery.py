@@ -207,7 +207,7 @@ def _spread(run: StudyRun, sites: Sequence[str], indices: npt.NDArray[np.int64],
 
 def _teacher_dice(run: StudyRun, site: str, place: npt.NDArray[np.intp], truth: Plane) -> "np.ma.MaskedArray[Any, Any]":
     """Dice of a teacher on watched images, of the labels it knows; masked where it gave no mask."""
-    known = run.known_labels(site)
+    known = run.participants.known_labels(site)
     held = dice(run.watched.of(site)[place][:, known], truth[:, known])
     return np.ma.masked_array(held, [bool(why) for why in _absences(run, site, run.watched.indices[place])])
 
@@ -242,7 +242,7 @@ def _rows(
             if kind == "teacher" and (why_not := absences[name][row]):
                 pictures.append(Picture(_absent(f"no mask of {name}: {why_not}", why_not), name, why_not))
                 continue
-            known = run.known_labels(name) if kind == "teacher" else slice(None)
+            known = run.participants.known_labels(name) if kind == "teacher" else slice(None)
             note = _note(masks[row][known, ...], None if real is None else real[known, ...])
             pictures.append(Picture(_drawing(index, f"mask of {name}, {note}", kind, masks[row], real), name, note))
         if real is not None:

@@ -18,7 +18,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
     cards = {site: json.loads(card) for site, card in run.ledger.sites().items()}
     answers, traffic, agreed = run.ledger.answers(), run.ledger.traffic(), run.ledger.agreement()
     apart = stand_apart(agreed)
-    told, silent, collecting = run.validation(), run.ledger.silent(), bool(run.ledger.finished_chunks())
+    told, silent, collecting = run.participants.validation(), run.ledger.silent(), bool(run.ledger.finished_chunks())
     weights = weights_of(run.study.sites, run.study.fusion, told)
     local = {site: EvaluateReply.model_validate_json(held) for site, held in run.ledger.results("evaluate").items()}
     tuned = {site: FineTuneReply.model_validate_json(held) for site, held in run.ledger.results("fine-tune").items()}

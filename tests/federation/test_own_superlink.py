@@ -3,42 +3,25 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tomli_w
-from rich.console import Console
 
 from consilium.common.identity import make_authority, make_node_key, make_server_certificate
 from consilium.common.processes import Child, ProcessGroup, flower_environment, free_port
-from consilium.common.settings import parse, read_toml
+from consilium.common.settings import read_toml
 from consilium.common.study import to_run_config
 from consilium.server.run_folder import RunFolder
-from consilium.server.simulate import simulate
-from consilium.server.simulation import SimulatedStudy, site_home
-
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-FACTS = ("pseudo_masks.u8", "selection.csv", "student/student.safetensors")
-
-
-def one_site() -> SimulatedStudy:
-    document = read_toml(ROOT / "tests" / "tiny.toml")
-    document["sites"] = ["north"]
-    document["simulation"]["sites"] = {"north": document["simulation"]["sites"]["north"]}
-    document["fine-tune"] = {"sites": []}
-    return parse(SimulatedStudy, document, "one site")
+from consilium.server.simulation import site_home
+from tests.one_site import BIN, ROOT, differing, one_site, simulate_quietly
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same study, run in one process: the site's home with its trained teacher, and what must come out."""
-    folder = tmp_path_factory.mktemp("inline") / "run"
-    with (folder.parent / "log").open("w") as log:
-        simulate(one_site(), folder, "inline", Console(file=log))
-    return folder
+    return simulate_quietly(one_site(), tmp_path_factory.mktemp("inline") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +101,7 @@ def test_consilium_run_submits_a_study_and_follows_it_to_its_report(
         command, env=flower | {"COLUMNS": "150"}, capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    for name in FACTS:
-        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert differing(folder, finished) == []
     assert "sites evaluate the student: done" in ended.stdout
     assert json.loads((folder / "metrics.json").read_text())["sites"]["north"]["images"]["answered"] > 0
 
@@ -129,6 +111,5 @@ def test_flwr_run_takes_the_same_settings_as_run_config(finished: Path, flower: 
     settings = settings_file(tmp_path / "run-config.toml", {"run-folder": str(folder)})
     ended = flwr(flower, "run", str(ROOT), "hospital", "--run-config", str(settings), "--stream")
     assert "error" not in ended.stderr.lower(), ended.stdout + ended.stderr
-    for name in FACTS:
-        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert differing(folder, finished) == []
     assert (folder / "report.html").is_file()

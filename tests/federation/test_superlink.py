@@ -89,7 +89,9 @@ class Federation:
         self.folder = folder
         self.link = stack.enter_context(SuperLink.start(folder / "link"))
         self.public_keys = {site: make_node_key(folder / site / "node_key") for site in SITES}
-        self.node_ids = {site: self.link.register(key, site) for site, key in self.public_keys.items()}
+        self.node_ids = {
+            site: self.link.control.register(read_node_public_key(key), site) for site, key in self.public_keys.items()
+        }
         for site in SITES:
             settings = SuperNodeSettings(
                 superlink_address=f"localhost:{self.link.port}",
@@ -101,7 +103,7 @@ class Federation:
                 client_app="consilium_test_client:app",
             )
             stack.enter_context(SuperNode(settings, name=site))
-        self.link.wait_for_nodes(set(SITES), 60)
+        self.link.control.wait_for_nodes(set(SITES), 60)
         self.bundle = write_bundle(
             folder / "bundle",
             {"mode": "echo", "out": ""},
@@ -110,7 +112,7 @@ class Federation:
         )
 
     def submit(self, mode: str) -> int:
-        return self.link.submit(self.bundle, {"mode": mode, "out": str(self.folder / f"{mode}.json")})
+        return self.link.control.submit(self.bundle, {"mode": mode, "out": str(self.folder / f"{mode}.json")})
 
 
 def marked_processes(mark: str) -> list[str]:
@@ -143,7 +145,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     (folder / "consilium_test_client.py").write_text(CLIENT_APP)
     mark = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         patch.setenv(MARK, mark)
         with ExitStack() as stack:
             yield Federation(folder, stack)
@@ -152,8 +154,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 def test_bytes_come_back_unchanged_from_sites_known_by_name_and_key(federation: Federation) -> None:
     run = federation.submit("echo")
-    status = federation.link.wait(run, 60)
-    assert status.completed, federation.link.run_log(run)
+    status = federation.link.control.wait(run, 60)
+    assert status.completed, federation.link.control.run_log(run)
     answer = json.loads((federation.folder / "echo.json").read_text())
     assert answer["same"] == [True, True]
     assert answer["said"] == {"north": "north", "south": "south"}
@@ -181,20 +183,20 @@ def test_a_bundle_that_ships_the_package_and_the_client_app_itself_runs_neither_
         path.write_text(leave_a_mark)
     (bundle / "consilium_test_client.py").write_text(leave_a_mark + CLIENT_APP)
     out = tmp_path / "echo.json"
-    run = federation.link.submit(bundle, {"mode": "echo", "out": str(out)})
-    status = federation.link.wait(run, 60)
-    assert status.completed, federation.link.run_log(run)
+    run = federation.link.control.submit(bundle, {"mode": "echo", "out": str(out)})
+    status = federation.link.control.wait(run, 60)
+    assert status.completed, federation.link.control.run_log(run)
     assert json.loads(out.read_text())["said"] == {"north": "north", "south": "south"}
     assert not stolen.exists()
 
 
 def test_a_server_app_that_raises_ends_as_failed_and_its_log_says_why(federation: Federation) -> None:
     run = federation.submit("fail")
-    status = federation.link.wait(run, 60)
+    status = federation.link.control.wait(run, 60)
     assert (status.status, status.sub_status) == ("finished", "failed")
     assert not status.completed
     assert "told to fail" in status.details
-    assert "ValueError" in federation.link.run_log(run)
+    assert "ValueError" in federation.link.control.run_log(run)
 
 
 def test_a_run_survives_its_superlink_being_killed(federation: Federation) -> None:
@@ -205,8 +207,8 @@ def test_a_run_survives_its_superlink_being_killed(federation: Federation) -> No
         time.sleep(0.1)
     time.sleep(1)
     os.kill(federation.link.children[0].pid, signal.SIGKILL)
-    status = federation.link.wait(run, 90)
-    assert status.completed, federation.link.run_log(run)
+    status = federation.link.control.wait(run, 90, meanwhile=federation.link.revive)
+    assert status.completed, federation.link.control.run_log(run)
     assert (federation.folder / "slow.json").exists()
 
 
@@ -223,30 +225,32 @@ def test_the_control_interface_answers_only_who_has_the_secret(federation: Feder
 def test_registering_again_gives_the_same_node_and_a_second_key_for_a_name_is_refused(
     federation: Federation, tmp_path: Path
 ) -> None:
-    key = federation.public_keys["north"]
-    assert federation.link.register(key, "north") == federation.node_ids["north"]
+    key, control = read_node_public_key(federation.public_keys["north"]), federation.link.control
+    assert control.register(key, "north") == federation.node_ids["north"]
     with pytest.raises(StateError, match="one name has one key"):
-        federation.link.register(key, "west")
+        control.register(key, "west")
     with pytest.raises(StateError, match="one name has one key"):
-        federation.link.register(make_node_key(tmp_path / "other"), "north")
+        control.register(read_node_public_key(make_node_key(tmp_path / "other")), "north")
 
 
 def test_an_unknown_run_config_key_is_refused_at_submission(federation: Federation) -> None:
     with pytest.raises(SettingsError):
-        federation.link.submit(federation.bundle, {"no-such-key": 1})
+        federation.link.control.submit(federation.bundle, {"no-such-key": 1})
 
 
 def test_an_unknown_run_is_named(federation: Federation) -> None:
     with pytest.raises(StateError, match=r"status of run 7; .* Run ID not found"):
-        federation.link.status(7)
+        federation.link.control.status(7)
 
 
 def test_nothing_outlives_a_killed_coordinator_and_its_home_takes_up_where_it_was(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     key = make_node_key(tmp_path / "node_key")
     script = (
-        "import time; from pathlib import Path; from consilium.server.superlink import SuperLink\n"
-        f"link = SuperLink.start(Path({str(tmp_path / 'link')!r})); link.register(Path({str(key)!r}), 'north')\n"
+        "import time; from pathlib import Path; from consilium.common.identity import read_node_public_key\n"
+        "from consilium.server.superlink import SuperLink\n"
+        f"link = SuperLink.start(Path({str(tmp_path / 'link')!r}))\n"
+        f"link.control.register(read_node_public_key(Path({str(key)!r})), 'north')\n"
         "print(link.port, flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
@@ -259,7 +263,7 @@ def test_nothing_outlives_a_killed_coordinator_and_its_home_takes_up_where_it_wa
     assert wait_until_gone(mark, 15) == []
     with SuperLink.start(tmp_path / "link") as link:
         assert link.port == port
-        assert [(node.name, node.public_key, node.online) for node in link.nodes()] == [
+        assert [(node.name, node.public_key, node.online) for node in link.control.nodes()] == [
             ("north", read_node_public_key(key), False)
         ]
 

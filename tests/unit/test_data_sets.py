@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -121,6 +122,14 @@ def test_busi_is_its_lesions_and_normal_images_where_asked_for(tmp_path: Path) -
     assert np.array_equal(target(cases[1]), square())
     (normal,) = busi.cases(tmp_path, kinds=["normal"])
     assert not target(normal).any()
+
+
+def test_busi_says_that_its_normal_images_are_left_out_where_they_are_there(tmp_path: Path) -> None:
+    make_busi(tmp_path / "Dataset_BUSI_with_GT")
+    (told,) = registry.left_out("busi", tmp_path)
+    assert (told.where, told.images) == ("normal/", 1)
+    shutil.rmtree(tmp_path / "Dataset_BUSI_with_GT" / "normal")
+    assert registry.left_out("busi", tmp_path) == []
 
 
 def test_busi_names_a_missing_folder_and_a_missing_mask(tmp_path: Path) -> None:

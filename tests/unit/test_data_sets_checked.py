@@ -285,6 +285,22 @@ def test_check_tells_writes_and_fails_where_an_image_cannot_be_used(tmp_path: Pa
     assert "images/5.png: the image has 80 x 60 pixels, its mask 10 x 10" in done.output
 
 
+def test_check_and_split_say_which_published_images_are_no_cases(tmp_path: Path) -> None:
+    folder, out = tmp_path / "Dataset_BUSI_with_GT", tmp_path / "out"
+    for i, kind in enumerate(("benign", "malignant", "normal", "normal")):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / kind / f"{kind} ({i}).png")
+        mask = disc(20, 30, 10) & (kind != "normal")
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / kind / f"{kind} ({i})_mask.png")
+    told = "2 images in normal/: they show no lesion"
+    done = CliRunner().invoke(app, ["data", "check", "busi", str(folder), "--out", str(out)], env={"COLUMNS": "150"})
+    assert told in done.output
+    found = json.loads((out / "check.json").read_text("utf-8"))
+    assert (found["images"], [(one["where"], one["images"]) for one in found["left_out"]]) == (2, [("normal/", 2)])
+    split = ["data", "split", "busi", str(folder), "--out", str(out)]
+    assert told in CliRunner().invoke(app, [*split, "--parts", "train=0.5,test=0.5"]).output
+
+
 def test_split_writes_the_same_table_again_and_refuses_another(tmp_path: Path) -> None:
     folder, out = labelled_folder(tmp_path / "set"), tmp_path / "out"
     (folder / "images" / "11.png").write_bytes((folder / "images" / "0.png").read_bytes())

@@ -40,6 +40,7 @@ from consilium.server import cli, status
 from consilium.server import exchange as coordinator
 from consilium.server.app import run_stages
 from consilium.server.ledger import Ledger, stop_of
+from consilium.server.participants import Participants
 from consilium.server.report.metrics import metrics
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import offer_key
@@ -554,7 +555,7 @@ def test_an_import_that_was_killed_is_done_again(answered: Federation, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(answered.run, "takes_part", killed)
+        patch.setattr(Participants, "takes_part", killed)
         with pytest.raises(KeyboardInterrupt):
             answered.take(answered.folder / "west.answer")
     with pytest.raises(AnswerFileError):

@@ -17,41 +17,29 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from consilium.common.errors import MachineError, StateError, StudyError
 from consilium.common.settings import parse, read_toml
 from consilium.server.disk import in_words
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import RunFolder
-from consilium.server.simulate import simulate
 from consilium.server.simulation import SimulatedStudy
 from consilium.server.status import status
 from consilium.server.study_run import StudyRun
 from consilium.server.superlink import SuperLink
 from tests.federation_in_memory import FederationInMemory
+from tests.one_site import TINY, one_site, simulate_quietly
 from tests.unit.test_absence import asked, goes_away
 from tests.unit.test_collect import COUNT, SITES, Case
 
-TINY = Path(__file__).parents[1] / "tiny.toml"
 GO_ON = "start the study again: it goes on where it was"
-
-
-def one_site(**changes: object) -> SimulatedStudy:
-    document = read_toml(TINY) | {"sites": ["north"], "fine-tune": {"sites": []}} | changes
-    document["student"]["training"]["image-budget"] = 32
-    north = document["simulation"]["sites"]["north"]
-    north["training"]["image-budget"] = 16
-    document["simulation"]["sites"] = {"north": north}
-    return parse(SimulatedStudy, document, "one site")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a study that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    simulate_quietly(one_site(exclusion={"alpha": 0.0, "beta": 8.0}), folder)
-    return folder
+    settings = one_site(short=True, exclusion={"alpha": 0.0, "beta": 8.0})
+    return simulate_quietly(settings, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def with_its_site(undisturbed: Path, folder: Path) -> Path:
@@ -63,11 +51,6 @@ def with_its_site(undisturbed: Path, folder: Path) -> Path:
         elif held.suffix == ".toml":
             shutil.copy(held, folder / "sites" / "north" / held.name)
     return folder
-
-
-def simulate_quietly(settings: SimulatedStudy, folder: Path) -> None:
-    with Path(os.devnull).open("w") as nowhere:
-        simulate(settings, folder, "inline", Console(file=nowhere))
 
 
 # --- a full disk
@@ -121,7 +104,7 @@ def test_a_whole_study_on_a_full_disk_says_so_and_ends_with_the_bytes_of_one_tha
     small_disk: Callable[[int], Path], undisturbed: Path
 ) -> None:
     folder = with_its_site(undisturbed, small_disk(64 * 1024) / "run")
-    settings, told = one_site(exclusion={"alpha": 0.0, "beta": 8.0}), []
+    settings, told = one_site(short=True, exclusion={"alpha": 0.0, "beta": 8.0}), []
     for room in (0, 300, 700):  # KiB: each gets further than the one before
         ballast = fill(folder.parent, but=room * 1024)
         try:
@@ -277,7 +260,7 @@ def test_a_second_coordinator_on_a_folder_is_refused_until_the_first_has_ended(t
 
 
 def test_a_busy_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consilium.server.superlink._PORT_PATIENCE_S", 0.5)
+    monkeypatch.setattr("consilium.server.superlink_home._PORT_PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=rf"port {port} is in use by another process: stop that one, or choose"):
@@ -319,7 +302,7 @@ def test_a_dead_site_is_shown_as_away_within_a_minute_and_costs_nobody_elses_ans
 
 
 def test_a_study_that_cannot_go_on_leaves_metrics_and_a_report_that_say_why(undisturbed: Path, tmp_path: Path) -> None:
-    settings = one_site(exclusion={"alpha": 147456.0, "beta": 0.0})  # no mask is that large, or that sure
+    settings = one_site(short=True, exclusion={"alpha": 147456.0, "beta": 0.0})  # no mask is that large, or that sure
     folder = with_its_site(undisturbed, tmp_path / "run")
     with pytest.raises(StudyError, match="every one of the 24 transferal images was excluded"):
         simulate_quietly(settings, folder)

@@ -216,7 +216,7 @@ def test_sites_that_know_different_labels_teach_a_student_of_all(tmp_path: Path)
     names = ("north", "east", "west")
     run = open_study(tmp_path / "run", names)
     run_stages(run, open_sites(tmp_path / "sites", names))
-    assert [run.known_labels(name) for name in names] == [(0, 1), (0,), (0, 1)]
+    assert [run.participants.known_labels(name) for name in names] == [(0, 1), (0,), (0, 1)]
     image = torch.from_numpy(run.catalogue.pixels[8:9].astype(np.float32) / 255)
     for label, teacher, sure, unsure in (
         (0, bright, 2, 1),

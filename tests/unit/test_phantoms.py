@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation, label
 
 from consilium.common.datasets import phantoms
-from consilium.common.datasets.phantoms import HOSPITALS, make
+from consilium.common.datasets.phantoms import echo, machine, make
+from consilium.common.datasets.phantoms.anatomy import Body
+from consilium.common.datasets.phantoms.hospitals import HOSPITALS
 from consilium.common.errors import SettingsError
 
 NAMES = ("north", "east", "south", "west")
@@ -92,7 +94,7 @@ def test_speckle_of_one_look_has_the_rayleigh_law():
         looks=1, noise_db=-200.0, gain_db=60.0, dynamic_range_db=100.0, gamma=1.0, black=0.0,
     )  # fmt: skip
     flat = np.zeros((256, 256), np.float32)
-    gray = phantoms._scan(np.random.default_rng(0), flat, np.zeros((256, 1), np.float32), scanner)
+    gray = machine.scan(np.random.default_rng(0), flat, np.zeros((256, 1), np.float32), scanner)
     envelope = 10 ** ((gray / 255 * 100 - 60) / 20)
     assert envelope.mean() / envelope.std() == pytest.approx(1.913, rel=0.05)
     # The real and the imaginary part each have half the power, so the mean power is that of the level, 0 dB.
@@ -104,7 +106,7 @@ def test_a_doubled_image_has_speckle_of_twice_the_size():
 
     def lag(size):
         flat = np.zeros((size, size), np.float32)
-        gray = phantoms._scan(np.random.default_rng(1), flat, np.zeros((size, 1), np.float32), scanner) * 1.0
+        gray = machine.scan(np.random.default_rng(1), flat, np.zeros((size, 1), np.float32), scanner) * 1.0
         gray -= gray.mean()
         shift = size // 96
         return (gray[:, shift:] * gray[:, :-shift]).mean() / gray.var()
@@ -132,8 +134,8 @@ def test_a_shadowing_mass_darkens_and_a_cyst_brightens_what_lies_below():
     scanner = HOSPITALS["north"].scanner
     for absorption, sign in ((30.0, 1), (-30.0, -1)):
         loss = np.zeros((96, 96), np.float32)
-        body = phantoms._Body(0.5, 0.4, 0.15, 1.0, 0.0, np.ones(129, np.float32), -10, 0, 0, 0.005, 0, absorption, 0)
-        phantoms._add_body(np.random.default_rng(0), body, np.zeros((96, 96), np.float32), loss, scanner)
+        body = Body(0.5, 0.4, 0.15, 1.0, 0.0, np.ones(129, np.float32), -10, 0, 0, 0.005, 0, absorption, 0)
+        echo.add_body(np.random.default_rng(0), body, np.zeros((96, 96), np.float32), loss, scanner)
         # 30 dB a side, a path of 2 x 0.15, and the scanner's own factor
         assert loss[80, 48] == pytest.approx(sign * 30.0 * 0.3 * scanner.shadow_strength, rel=0.1)
         assert loss[:20].max() == pytest.approx(0.0, abs=0.01)

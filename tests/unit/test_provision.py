@@ -24,6 +24,7 @@ from consilium.common.identity import (
 )
 from consilium.common.joining import KIT_FILES, JoinRequest, read_join, write_join
 from consilium.common.settings import load, parse
+from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import changes
 from consilium.server.provision import (
     Federation,
@@ -34,7 +35,6 @@ from consilium.server.provision import (
     provision,
     utc_now,
 )
-from consilium.server.superlink import RegisteredNode
 
 NOW = utc_now()
 DAY = timedelta(days=1)

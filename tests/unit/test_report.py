@@ -574,4 +574,4 @@ def test_beta_holds_where_at_least_one_teacher_is_soft(tmp_path: Path) -> None:
         for site in SITES:
             output = "soft" if site in soft else "binary"
             run.ledger.site_described(site, json.dumps({"output": output, "teacher": {}}))
-        assert set(run.selection()[1]) == reasons
+        assert set(run.selector.decide()[1]) == reasons

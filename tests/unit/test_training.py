@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from pydantic import ValidationError
 from torch import nn
 
@@ -237,6 +239,33 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     steps: list[int] = []
     train(lambda progress: steps.append(progress.step), tmp_path)
     assert steps == [], "a finished training has nothing left to do"
+
+
+def test_an_interrupted_training_in_half_precision_goes_on_with_its_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16-mixed asks for a GPU; the CPU has the same scaler, so that here it stands in for one."""
+    images, targets = discs(4, 32)
+    often = settings(precision="16-mixed", checkpoint_every_s=0.0)
+
+    def train(
+        on_step: Callable[[Progress], None] | None = None, folder: Path | None = None
+    ) -> tuple[nn.Module, dict[str, object]]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=2)  # it falls and rises
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        monkeypatch.setattr(loop, "_fabric", lambda _settings: fabric)
+        module = build(SMALL, 1, 1, seed=3)
+        fit(module, images, targets, often, seed=9, folder=folder, on_step=on_step)
+        return module, scaler.state_dict()
+
+    wanted, wanted_scale = train()
+    for step in (2, 5):
+        with pytest.raises(PowerCutError):
+            train(interrupt_at(step), tmp_path)
+    got, scale = train(folder=tmp_path)
+    assert scale == wanted_scale
+    for (name, tensor), other in zip(wanted.state_dict().items(), got.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
 
 
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
