@@ -336,7 +336,7 @@ def node_public_line(path: Path) -> bytes:
 def _node_public_key(line: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_ssh_public_key(line)
-    except UnsupportedAlgorithm as error:
+    except (UnsupportedAlgorithm, NotImplementedError) as error:  # the latter of a point that is compressed
         raise ValueError(str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError(f"it holds another kind of key; {NODE_KEY_HELP}")

@@ -225,7 +225,7 @@ def from_bytes(kind: type[MessageT], data: bytes) -> MessageT:
     """Read what `to_bytes` gave; `WireError` as `from_record` has it, ``bad-message`` for bytes that are damaged."""
     try:
         record = recorddict_from_proto(RecordDictProto.FromString(data))
-    except (DecodeError, ValueError, TypeError, KeyError):
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError):  # the last of a value without a kind
         raise WireError(ErrorCode.BAD_MESSAGE, "the bytes are no record") from None
     return from_record(kind, record)
 

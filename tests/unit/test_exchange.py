@@ -290,7 +290,9 @@ def test_what_travelled_in_files_is_counted_as_over_the_network_and_told_the_sam
     assert west["bytes_per_mask"] == metrics(connected.run)["sites"]["west"]["bytes_per_mask"]
 
 
-def test_an_import_that_was_killed_is_done_again_and_counts_once_even_with_another_file(case: Federation) -> None:
+def test_an_import_that_was_killed_is_done_again_and_counts_once_even_with_another_file(
+    case: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first file has no mask of the fourth image, which is the site's own; then it is not any more."""
     request, home = case.export(), make_home(case.folder / "west")
     own = np.array(case.run.catalogue.pixels[3:4])
@@ -299,13 +301,13 @@ def test_an_import_that_was_killed_is_done_again_and_counts_once_even_with_anoth
     shutil.rmtree(home.train_set)
     second = case.answer(request, "second.answer")
 
-    class Killed(StudyRun):
-        def takes_part(self, *_: object) -> None:
-            raise KeyboardInterrupt
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    killed = Killed(case.run.folder, case.run.study, case.run.catalogue, case.run.ledger)
-    with pytest.raises(KeyboardInterrupt):
-        coordinator.import_answer(killed, first, case.fingerprint)
+    with monkeypatch.context() as patch:
+        patch.setattr(Participants, "takes_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            case.take(first)
     assert case.run.ledger.abstentions("west") == {3}
     assert case.run.ledger.traffic() == {}
     assert case.take(second).abstained == 0

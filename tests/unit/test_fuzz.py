@@ -1,17 +1,22 @@
 """Whatever comes from outside is read or refused: no crash, no hang, no memory without bounds, nothing wrong accepted."""
 
+import base64
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from flwr.common.serde import recorddict_to_proto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consilium.clients.gateway import CODE_KEY, GatewayClient, serve
-from consilium.common import planes
-from consilium.common.errors import ErrorCode
-from tests.fuzzing import CHANGES, TARGETS, VALID, Target, mutated, to_protobuf
+from consilium.common import planes, wire
+from consilium.common.errors import DataError, ErrorCode, WireError
+from consilium.common.joining import read_join
+from tests.fuzzing import CHANGES, JOIN, TARGETS, VALID, Target, mutated, to_protobuf
 from tests.unit.test_site import make_site
 
 EXAMPLES = 150
@@ -66,3 +71,22 @@ def test_a_gateway_answers_any_bytes_with_a_code_and_goes_on(
 def test_a_gateway_that_was_fuzzed_still_refuses_in_order(gateway: str) -> None:
     with GatewayClient(gateway, timeout_s=20) as client, pytest.raises(Exception, match="unknown-study"):
         client.predict(VALID[2])  # type: ignore[arg-type]
+
+
+def test_a_kept_field_that_has_no_value_is_no_record() -> None:
+    record = recorddict_to_proto(wire.to_record(VALID[1]))
+    record.items[0].config_record.items[0].value.Clear()
+    with pytest.raises(WireError, match="no record"):
+        wire.from_bytes(wire.DescribeReply, record.SerializeToString())
+
+
+def test_a_join_file_with_a_compressed_point_for_a_key_is_refused(tmp_path: Path) -> None:
+    fields = json.loads(JOIN)
+    kind, blob = fields["public-key"].split()
+    at = base64.b64decode(blob)
+    point = at.index(b"\x04", at.index(b"nistp384", 20))
+    changed = base64.b64encode(at[:point] + b"\x02" + at[point + 1 :]).decode()
+    path = tmp_path / "a.join"
+    path.write_text(json.dumps(fields | {"public-key": f"{kind} {changed}"}))
+    with pytest.raises(DataError, match="not by the key"):
+        read_join(path)
