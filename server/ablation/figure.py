@@ -44,7 +44,7 @@ def ladder(rows: Sequence[Row], steps: Sequence[str]) -> Markup:
     styles = dict(zip(lines, ("-", ":", "--", "-."), strict=True))
     told = []
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = new_axes(7.2, 1.1 + 0.34 * len(steps))
+        figure, axes = new_axes(7.2, 1.4 + 0.34 * len(steps))
         for name, values in lines.items():
             if values:
                 axes.axvline(fmean(values), color=COLOURS["teacher"], linewidth=1.6, linestyle=styles[name], label=name)
@@ -69,8 +69,8 @@ def ladder(rows: Sequence[Row], steps: Sequence[str]) -> Markup:
         axes.set_ylim(len(steps) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel="Dice on the pooled test (%); line: 95 % interval, mean of the seeds'")
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, borderaxespad=0.3, fontsize=9,
-                    handlelength=1.4, columnspacing=1.2, labelcolor=COLOURS["ink"])  # fmt: skip
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.3, fontsize=9,
+                    handlelength=2.2, columnspacing=1.2, labelcolor=COLOURS["ink"])  # fmt: skip
         return svg(figure, "Dice of each step's student: " + ", ".join(told))
 
 

@@ -261,7 +261,7 @@ REFUSED: dict[str, Lie] = {
     "another protocol": ({}, lambda c: c.predict(0, protocol=1), ErrorCode.BAD_PROTOCOL),
     "weights that do not fit their card": ({}, lambda c: c.evaluate(weights=b"none"), ErrorCode.BAD_STUDENT),
     "a card that is none": ({}, lambda c: c.evaluate(card="[]"), ErrorCode.BAD_STUDENT),
-    "a card nested without end": ({}, lambda c: c.evaluate(card="[" * 100_000), ErrorCode.BAD_STUDENT),
+    "a card nested without end": ({}, lambda c: c.evaluate(card="[" * 60_000), ErrorCode.BAD_STUDENT),
     "a student of another study's size": (
         {}, lambda c: c.evaluate(card=c.student()[0].replace(f'"size": {SIZE}', '"size": 64')), ErrorCode.BAD_STUDENT,
     ),
