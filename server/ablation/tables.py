@@ -69,7 +69,7 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
     return Table(
         "ladder",
         f"Dice (%) on the pooled test, each step laid over one before it; means over {seeds} seed{'s' * (seeds != 1)}.",
-        ("", "Fused, unlabelled", "Kept", "Fused, test", "Model, test", "Over best teacher", "Worst site"),
+        ("", "Fused, shared", "Kept", "Fused, test", "Model, test", "Over best teacher", "Worst site"),
         tuple(lines),
         (
             "Fused: the teachers' masks as the step fuses them, on the transferal images of the labelled data set, whose labels "
