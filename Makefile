@@ -11,9 +11,8 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(BIN)/consilium demo
 
-# Three processes on two cores, and the federations first: these mostly wait.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(STAMP)
 

@@ -34,7 +34,7 @@ def _the_time_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def kit_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
     (folder / "f.toml").write_text(SETTINGS)
-    return provision(folder / "f.toml", folder / "fed", NOW).kit("north")
+    return provision(folder / "f.toml", folder / "fed", utc_now()).kit("north")
 
 
 @pytest.fixture(scope="module")
