@@ -37,7 +37,7 @@ def fused_masks(count: int, size: int) -> SoftMasks:
 def with_scikit_image(masks: SoftMasks) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Target pixels and entropy, each by the function one would reach for."""
     pixels = np.array([np.count_nonzero(mask[0] >= TARGET_LEVEL) for mask in masks])
-    return pixels, np.array([shannon_entropy(mask[0], base=2) for mask in masks])  # type: ignore[no-untyped-call]
+    return pixels, np.array([shannon_entropy(mask[0], base=2) for mask in masks])
 
 
 def main() -> int:

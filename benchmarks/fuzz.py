@@ -53,7 +53,7 @@ def entry_of(target: Target, counted: Counter[bool]) -> Callable[[bytes], bytes 
     def try_it(given_input: object) -> None:
         counted[target.check(given_input)] += 1
 
-    entry: Callable[[bytes], bytes | None] = try_it.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    entry: Callable[[bytes], bytes | None] = try_it.hypothesis.fuzz_one_input
     return entry
 
 
@@ -121,7 +121,7 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
 def guided(target: Target, examples: int, seed: int) -> tuple[Counter[bool], int, str]:
     """Try a target; gives how many inputs were accepted and refused, how many edges were seen, and what went wrong."""
     counted: Counter[bool] = Counter()
-    entry, rng = entry_of(target, counted), random.Random(seed)  # noqa: S311
+    entry, rng = entry_of(target, counted), random.Random(seed)  # noqa: S311 - no secret
     edges: set[Edge] = set()
     corpus = [rng.randbytes(length) for length in BEGINNINGS]
     for _ in range(examples):
@@ -142,7 +142,7 @@ def guided(target: Target, examples: int, seed: int) -> tuple[Counter[bool], int
 def with_atheris(target: Target, examples: int, seed: int, corpus: Path) -> None:
     """Let libFuzzer try a target; ends the process, with a status that is not 0 if something was found."""
     counted: Counter[bool] = Counter()
-    entry, rng, tried = entry_of(target, counted), random.Random(seed), 0  # noqa: S311
+    entry, rng, tried = entry_of(target, counted), random.Random(seed), 0  # noqa: S311 - no secret
     for length in BEGINNINGS:
         (corpus / f"random-{seed}-{length}").write_bytes(rng.randbytes(length))
 

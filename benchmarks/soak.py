@@ -400,7 +400,7 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         settings, reference = prepare(given, work)
         folder = Path(shutil.copytree(work / "prepared", work / "soak"))
-        soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))  # noqa: S311
+        soak = Soak(settings, folder, work / "soak.log", random.Random(given.seed))  # noqa: S311 - no secret
         began = time.monotonic()
         try:
             soak.run(given.kills, tuple(given.pause), given.limit, given.victims)

@@ -53,7 +53,7 @@ class Case:
 
     def bare(self) -> float:
         """Train with nothing around it; gives seconds."""
-        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
+        module = build(self.network, 1, 1, seed=0).to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
         generator = torch.Generator().manual_seed(0)
         images, targets = self.tensors
@@ -63,7 +63,7 @@ class Case:
                 chosen = torch.randint(len(images), (BATCH,), generator=generator)
                 augmented, masks = augment(images[chosen], targets[chosen], Draw.of(BATCH, generator))
                 loss = dice_bce(module(augmented), masks)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
 

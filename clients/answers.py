@@ -39,7 +39,7 @@ class Answers:
             for at in range(0, len(ids), _AT_A_TIME):
                 part = ids[at : at + _AT_A_TIME]
                 marks = ",".join("?" * len(part))
-                found |= dict(database.execute(f"SELECT id, coded FROM mask WHERE id IN ({marks})", part))  # noqa: S608
+                found |= dict(database.execute(f"SELECT id, coded FROM mask WHERE id IN ({marks})", part))  # noqa: S608 - question marks
         return found
 
     def keep(self, masks: Mapping[str, bytes]) -> None:

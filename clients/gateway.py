@@ -69,13 +69,13 @@ class _Servicer(rpc.GatewayServicer):
     def Describe(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's spelling
         return _serve(self._site.describe, DescribeRequest, request, context)
 
-    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's spelling
         return _serve(self._site.predict, PredictRequest, request, context)
 
-    def Evaluate(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def Evaluate(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's spelling
         return _serve(self._site.evaluate, EvaluateRequest, request, context)
 
-    def FineTune(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def FineTune(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's spelling
         return _serve(self._site.fine_tune, FineTuneRequest, request, context)
 
 

@@ -179,7 +179,7 @@ def _draw_near(home: SiteHome, shown: Shown, near: list[NearDuplicate], folder: 
         for one in near[:_MOST_PAIRS]
         for case in (
             _case(shown, one.image),
-            Case(f"yours, {one.correlation:.3f}: {one.source}", lambda at=one.own: _picture(own[at])),  # type: ignore[misc]
+            Case(f"yours, {one.correlation:.3f}: {one.source}", lambda at=one.own: _picture(own[at])),  # type: ignore[misc]  # bound now
         )
     ]
     title = f"{shown.study.name}: {len(near):,} images look like yours and are not answered"

@@ -28,7 +28,7 @@ def _load_compiled_operators() -> None:
             path = Path(folder) / f"_C{suffix}"
             if path.is_file():
                 with suppress(OSError):  # made for another torch build: this is the case the module is for
-                    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+                    torch.ops.load_library(path)  # type: ignore[no-untyped-call]  # torch's types lack it
                 return
 
 
@@ -41,7 +41,7 @@ def declare_missing_operators() -> None:
     missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]
     if not missing:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's types lack it
     for name in missing:
-        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
+        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]  # torch's types lack it
     _declared.append(library)

@@ -127,8 +127,9 @@ def _check_table(name: str, found: dict[str, Any]) -> Table:
     table = Table(
         title=f"Data set {name}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for column, justify in (("", "left"), ("Images", "right"), ("With mask", "right"), ("Empty mask", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column()
+    for column in ("Images", "With mask", "Empty mask"):
+        table.add_column(column, justify="right")
     for kind, held in (*found["kinds"].items(), ("all", found)):
         if kind == "all" and table.rows:
             table.rows[-1].end_section = True

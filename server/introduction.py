@@ -142,4 +142,4 @@ class Introduction:
 
 def _import_torch() -> None:
     """Import what the student's stages need: it takes seconds, and the sites have just been asked something."""
-    import consilium.server.distill  # noqa: F401
+    import consilium.server.distill  # noqa: F401 - for what it imports

@@ -75,7 +75,7 @@ class Network:
         return [(address.strip("[]").partition("%")[0], int(port)) for address, _, port in local]
 
     def __enter__(self) -> Self:
-        _remove(name for name in _namespaces() if not _is_alive(int(_NAME.fullmatch(name)[1])))  # type: ignore[index]
+        _remove(name for name in _namespaces() if not _is_alive(int(_NAME.fullmatch(name)[1])))
         try:
             self._make()
         except BaseException:

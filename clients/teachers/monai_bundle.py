@@ -26,7 +26,7 @@ def opened(settings: MonaiBundleSettings, folder: Path, device: str) -> Ask:
     if not config.is_file():
         raise StateError(f"teacher.folder, teacher.config: there is no file {config}")
     try:
-        from monai.bundle import ConfigParser  # type: ignore[import-not-found,unused-ignore]
+        from monai.bundle import ConfigParser
     except ImportError:
         raise SettingsError(
             'teacher.kind = "monai-bundle" needs MONAI: pip install "consilium[monai]" (or pip install monai)'

@@ -112,9 +112,7 @@ def opened(settings: NnunetSettings, folder: Path, device: str) -> Ask:
     declare_missing_operators()  # on the way to a trainer's class nnU-Net imports others, and with them timm
     try:
         with _quietly():
-            from nnunetv2.inference.predict_from_raw_data import (  # type: ignore[import-not-found,unused-ignore]
-                nnUNetPredictor,
-            )
+            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     except ImportError as error:
         raise SettingsError(
             f'teacher.kind = "nnunet" needs nnU-Net: pip install "consilium[nnunet]" (or pip install nnunetv2): {error}'

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 from consilium.clients.teachers.fitted import Ask, Numbers
 from consilium.clients.teachers.settings import OnnxSettings

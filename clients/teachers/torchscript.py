@@ -26,7 +26,7 @@ def opened(settings: TorchScriptSettings, folder: Path, device: str) -> Ask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is old; the files are there
-            module = torch.jit.load(path, map_location=where)  # type: ignore[no-untyped-call]
+            module = torch.jit.load(path, map_location=where)  # type: ignore[no-untyped-call]  # torch's types lack it
     except (RuntimeError, ValueError) as error:
         raise StateError(f"{path}: no TorchScript file: {error}") from None
     return torch_model.asked(module.eval(), where)

@@ -21,7 +21,7 @@ WEIGHT_FILES: Final = (".safetensors", ".pth", ".pt")
 def smp() -> ModuleType:
     """Import segmentation-models-pytorch."""
     declare_missing_operators()
-    import segmentation_models_pytorch  # type: ignore[import-untyped]
+    import segmentation_models_pytorch
 
     module: ModuleType = segmentation_models_pytorch
     return module

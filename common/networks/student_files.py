@@ -185,7 +185,7 @@ def onnx_predict(
     NDArray
         float32, (n, K, H, W), in [0, 1]. For no images, (0, 0, H, W).
     """
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

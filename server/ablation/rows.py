@@ -176,7 +176,7 @@ def _row(line: dict[str, str]) -> Row:
             values[field.name] = None
         else:
             values[field.name] = int(text) if field.type in (int, int | None) else float(text)
-    return Row(**values)  # type: ignore[arg-type]
+    return Row(**values)  # type: ignore[arg-type]  # each read as its field's
 
 
 def _text(value: object) -> object:

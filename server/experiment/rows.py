@@ -127,7 +127,7 @@ def _row(line: dict[str, str | None], where: str, faults: list[str]) -> Row | No
             values[field.name] = _value(field.name, field.type, text)
         except (ValueError, TypeError):
             faults.append(f"{where}, {field.name}: {_rule(field.name, field.type)}; got {text!r}")
-    return Row(**values) if len(values) == len(COLUMNS) else None  # type: ignore[arg-type]
+    return Row(**values) if len(values) == len(COLUMNS) else None  # type: ignore[arg-type]  # each read as its field's
 
 
 def _value(name: str, kind: object, text: str) -> object:

@@ -290,7 +290,7 @@ def _drawing(index: np.int64, told: str, kind: str, masks: SoftMasks | None, tru
         for real in (() if truth is None else truth)
     ]
     inside = "".join(part for part in parts if 'd=""' not in part)
-    return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(told)}">{inside}</svg>')  # noqa: S704
+    return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(told)}">{inside}</svg>')  # noqa: S704 - made here
 
 
 def _absent(told: str, word: str) -> Markup:

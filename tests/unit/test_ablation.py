@@ -206,7 +206,7 @@ def test_fedavg_that_was_interrupted_goes_on_from_its_last_round_and_ends_alike(
 
 
 def test_what_fails_at_a_site_is_raised_with_its_own_words(tmp_path: Path) -> None:
-    broken = replace(a_set(4), images=np.zeros((4, 1, 48, 48), np.float32))  # type: ignore[arg-type]
+    broken = replace(a_set(4), images=np.zeros((4, 1, 48, 48), np.float32))
     with pytest.raises(DataError, match="images are uint8"):
         fedavg.federated(
             NetworkSettings.model_validate(NETWORK),

@@ -14,7 +14,7 @@ from consilium.clients import app as client_app
 from consilium.common import wire
 from consilium.common.errors import ErrorCode, WireError
 
-SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105
+SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105 - not to get out
 ENVELOPE = {"study": "a" * 64, "catalogue": "b" * 64}
 EXCHANGES: list[tuple[wire.Envelope, wire.Envelope]] = [
     (

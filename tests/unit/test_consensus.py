@@ -142,7 +142,7 @@ def test_the_order_of_sites_changes_nothing(seed: int, sites: int, options: Fusi
 @settings(deadline=None)
 @given(SEEDS, st.integers(1, 5), st.sampled_from(["weighted-mean", "median", "staple"]))
 def test_without_options_it_is_the_plain_fusion(seed: int, sites: int, method: str) -> None:
-    options, masks = FusionSettings(method=method), random_masks(sites, seed)  # type: ignore[arg-type]
+    options, masks = FusionSettings(method=method), random_masks(sites, seed)
     plain = method_of(options)
     state = plain.init((3, 2, SIZE, SIZE))
     for mask in masks.values():
@@ -155,7 +155,7 @@ def test_without_options_it_is_the_plain_fusion(seed: int, sites: int, method: s
 def test_a_site_that_always_answers_nothing_changes_no_image_that_a_quorum_sees(
     seed: int, sites: int, least: int, method: str
 ) -> None:
-    options = FusionSettings(gate=least, method=method)  # type: ignore[arg-type]
+    options = FusionSettings(gate=least, method=method)
     masks = random_masks(sites, seed, labels=1)
     before = fuse(masks, options, {}, ALPHA)
     after = fuse({**masks, "silent": np.zeros_like(masks["site-0"])}, options, {}, ALPHA)

@@ -46,7 +46,7 @@ def approve(folder: Path, coordinator: Coordinator, until: date = TODAY) -> None
 
 def refused(call: object, *arguments: object) -> ErrorCode:
     with pytest.raises(WireError) as refusal:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     return refusal.value.code
 
 

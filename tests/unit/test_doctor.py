@@ -108,7 +108,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, byte
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
     with HTTPServer(("127.0.0.1", 0), _Silent) as running:
-        running.handle_error = lambda *_: None  # type: ignore[method-assign]  # a refused handshake is what is tested
+        running.handle_error = lambda *_: None
         running.socket = context.wrap_socket(running.socket, server_side=True)
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -220,7 +220,7 @@ def test_a_sites_doctor_tries_its_teacher_and_its_gateway(home: Path) -> None:
         "versions": "ok", "disk": "ok", "GPU": "ok", "policy": "ok", "trusted signers": "ok", "consent": "ok",
         "connection": "note", "gateway": "note", "teacher": "ok",
     }  # fmt: skip
-    with serve(_Nobody(), load_site(home).gateway_address):  # type: ignore[arg-type]
+    with serve(_Nobody(), load_site(home).gateway_address):
         assert statuses(examine_site(load_site(home)))["gateway"] == "ok"
 
 
@@ -270,7 +270,7 @@ def test_a_sites_doctor_finds_a_connection_that_lacks_its_files(home: Path) -> N
 def test_a_gateway_that_holds_its_socket_and_does_not_answer_is_told_from_none(home: Path) -> None:
     address = f"unix:{home.parent}/s"
     assert not is_taken(address)
-    with serve(_Nobody(), address):  # type: ignore[arg-type]
+    with serve(_Nobody(), address):
         assert is_taken(address)
         assert is_healthy(address)
     assert not is_healthy(address, 0.5)

@@ -131,7 +131,7 @@ def test_the_outline_of_an_empty_mask_is_refused_and_not_guessed() -> None:
 @pytest.mark.parametrize("truth", [SQUARE.astype(np.uint8), SQUARE[:4], SQUARE[None]])
 def test_masks_that_do_not_belong_together_are_refused(truth: npt.NDArray[np.generic]) -> None:
     with pytest.raises(DataError):
-        measure(soft(SQUARE), truth)  # type: ignore[arg-type]
+        measure(soft(SQUARE), truth)
 
 
 pairs_of_masks = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
@@ -323,7 +323,7 @@ def test_lesions_are_sorted_into_thirds_and_equal_ones_stand_together() -> None:
 def measured(kind: str, name: str, given_masks: list[Mask], truths: list[Mask], sites: str = "nnee") -> Part:
     """A part of four images."""
     samples = [Sample(f"image {i}", site) for i, site in enumerate(sites)]
-    part = Part(kind, name, "canonical")  # type: ignore[arg-type]
+    part = Part(kind, name, "canonical")
     triples = (
         (one, soft(mask)[None], truth[None]) for one, mask, truth in zip(samples, given_masks, truths, strict=True)
     )

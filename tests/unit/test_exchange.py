@@ -99,8 +99,8 @@ class Federation:
 
 
 def named(home: object, name: str) -> object:
-    settings = home.settings.model_copy(update={"name": name})  # type: ignore[attr-defined]
-    return type(home)(settings, home.folder)  # type: ignore[attr-defined, call-arg]
+    settings = home.settings.model_copy(update={"name": name})
+    return type(home)(settings, home.folder)
 
 
 def federation(folder: Path, offline: tuple[str, ...] = ("west",), **study: object) -> Federation:
@@ -187,7 +187,7 @@ def test_an_offline_site_does_not_evaluate_or_fine_tune_and_the_report_says_so(c
     for name in ("north", "east"):
         label_data(make_home(case.folder / name))
     case.take(case.answer(case.export()))
-    run_stages(case.run, case.post("north", "east"))  # type: ignore[arg-type]
+    run_stages(case.run, case.post("north", "east"))
     measured = json.loads(case.run.folder.metrics.read_text())
     assert measured["status"] == "finished"
     assert [entry["offline"] for entry in measured["sites"].values()] == [False, False, True]
@@ -235,8 +235,8 @@ def test_nothing_leaves_without_consent_and_a_person_decides_by_the_file_alone(
 def test_a_consent_revoked_while_it_answers_leaves_no_file(case: Federation, tmp_path: Path) -> None:
     request = case.export()
     home = named(make_home(tmp_path / "west", **{"sealed": True, "auto-approve": False}), "west")
-    shown = exchange.show(home, request)  # type: ignore[arg-type]
-    book = ConsentBook(home.consents, "west")  # type: ignore[attr-defined]
+    shown = exchange.show(home, request)
+    book = ConsentBook(home.consents, "west")
     book.decide(shown.request, shown.signer, "approved", TODAY)
     asked = []
 
@@ -247,7 +247,7 @@ def test_a_consent_revoked_while_it_answers_leaves_no_file(case: Federation, tmp
         return images
 
     with pytest.raises(WireError) as refused:
-        exchange.answer(home, Site(home, ModuleTeacher(revoking)), request, tmp_path / "out")  # type: ignore[arg-type]
+        exchange.answer(home, Site(home, ModuleTeacher(revoking)), request, tmp_path / "out")
     assert refused.value.code == ErrorCode.NOT_CONSENTED
     assert not (tmp_path / "out").exists()
     assert audit.what_left(tmp_path / "west" / "audit.jsonl")["studies"][case.run.study.digest]["masks"] == CHUNK
@@ -268,7 +268,7 @@ def test_the_budget_and_the_sites_own_images_hold_as_behind_the_gateway(case: Fe
 def traffic(run: StudyRun, site: str, action: str) -> tuple[int, int]:
     """Bytes that a site sent and received with one kind of message."""
     query = "SELECT sent, received FROM traffic WHERE site = ? AND action = ?"
-    return run.ledger._database.execute(query, (site, action)).fetchone()  # type: ignore[no-any-return]
+    return run.ledger._database.execute(query, (site, action)).fetchone()
 
 
 def test_what_travelled_in_files_is_counted_as_over_the_network_and_told_the_same_everywhere(tmp_path: Path) -> None:
@@ -330,10 +330,10 @@ def test_interrupted_and_started_again_it_gives_no_image_a_second_mask(case: Fed
         return images * 0
 
     with pytest.raises(KeyboardInterrupt):
-        exchange.answer(home, Site(home, ModuleTeacher(tired)), request, tmp_path / "out")  # type: ignore[arg-type]
+        exchange.answer(home, Site(home, ModuleTeacher(tired)), request, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     told: list[tuple[int, int]] = []
-    exchange.answer(home, Site(home, ModuleTeacher(retrained)), request, tmp_path / "out", lambda *at: told.append(at))  # type: ignore[arg-type]
+    exchange.answer(home, Site(home, ModuleTeacher(retrained)), request, tmp_path / "out", lambda *at: told.append(at))
     assert told == [(2, 5), (4, 5), (5, 5)]
     case.take(tmp_path / "out")
     case.collect("north", "east")
@@ -658,7 +658,7 @@ def test_a_site_answers_by_command_and_3_is_its_exit_status_without_consent(
         return told.out + told.err
 
     assert "is not answered: nobody here has consented" in say("answer", str(request), code=3)
-    (one,) = review.listed(named(home, "west"))  # type: ignore[arg-type]
+    (one,) = review.listed(named(home, "west"))
     assert one.state == State.WAITING
     say("approve", str(request))
     told = say("answer", str(request))

@@ -74,7 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     if mounted:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607 - wherever it lies
 
 
 def fill(disk: Path, but: int = 0) -> Path:

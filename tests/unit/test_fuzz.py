@@ -54,7 +54,7 @@ CALLS = ("Describe", "Predict", "Evaluate", "FineTune")
 def test_a_gateway_answers_any_bytes_with_a_code_and_goes_on(
     gateway: str, call: str, message: object, changes: list[tuple[int, int, int]], wild: bool, noise: bytes
 ) -> None:
-    data = noise if wild else mutated(to_protobuf(message).SerializeToString(), changes)  # type: ignore[arg-type]
+    data = noise if wild else mutated(to_protobuf(message).SerializeToString(), changes)
     with grpc.insecure_channel(gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
         raw = channel.unary_unary(
             f"/consilium.Gateway/{call}", request_serializer=lambda held: held, response_deserializer=lambda held: held
@@ -70,7 +70,7 @@ def test_a_gateway_answers_any_bytes_with_a_code_and_goes_on(
 
 def test_a_gateway_that_was_fuzzed_still_refuses_in_order(gateway: str) -> None:
     with GatewayClient(gateway, timeout_s=20) as client, pytest.raises(Exception, match="unknown-study"):
-        client.predict(VALID[2])  # type: ignore[arg-type]
+        client.predict(VALID[2])
 
 
 def test_a_kept_field_that_has_no_value_is_no_record() -> None:

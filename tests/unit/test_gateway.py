@@ -25,7 +25,7 @@ from consilium.common.errors import PUBLIC_TEXT, ErrorCode, MachineError, Settin
 from consilium.common.processes import free_port
 from consilium.common.settings import parse
 
-SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105
+SECRET = "/srv/patients/jane-doe.dcm"  # noqa: S105 - not to get out
 ENVELOPE = {"study": "a" * 64, "catalogue": "b" * 64}
 MESSAGES = [
     wire.DescribeRequest(

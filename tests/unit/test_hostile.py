@@ -49,7 +49,7 @@ class Hospital:
 
     def decide(self, decision: str = "approved", days: int = 1) -> None:
         book = ConsentBook(self.folder / "consents", "north")
-        book.decide(self.honest, self.coordinator.catalogue.signer, decision, TODAY + timedelta(days=days))  # type: ignore[arg-type]
+        book.decide(self.honest, self.coordinator.catalogue.signer, decision, TODAY + timedelta(days=days))
 
     def lines(self) -> list[dict[str, object]]:
         return list(audit.checked(self.folder / "audit.jsonl"))

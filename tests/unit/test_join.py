@@ -83,7 +83,7 @@ def program(files: Files) -> bytes:
 
 HOSTILE: dict[str, Callable[[Files], bytes]] = {
     "a path upwards": lambda files: archive(files | {"../evil": b"x"}),
-    "an absolute path": lambda files: archive(files | {"/tmp/evil": b"x"}),  # noqa: S108
+    "an absolute path": lambda files: archive(files | {"/tmp/evil": b"x"}),  # noqa: S108 - the evil
     "a file nobody asked for": lambda files: archive(files | {".bashrc": b"x"}),
     "a node key": lambda files: archive(files | {"node-key": b"x"}),
     "a symbolic link": lambda files: archive(

@@ -301,9 +301,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 def nnunets_own(site: Path, images: np.ndarray, place: Path, folds: tuple[int, ...]) -> np.ndarray:
     """What nnU-Net's prediction of PNG files says: (n, channels, H, W)."""
-    from nnunetv2.inference.predict_from_raw_data import (  # type: ignore[import-not-found,unused-ignore]
-        nnUNetPredictor,
-    )
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     for number, image in enumerate(images):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)

@@ -50,11 +50,11 @@ def test_no_two_images_are_the_same_across_seeds_places_and_hospitals():
 
 
 def test_numpys_global_random_state_is_neither_used_nor_changed():
-    np.random.seed(1)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002 - it is to stay as it is
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 - it is to stay as it is
     first, _ = make("east", 1, 48, 5)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
-    np.random.seed(2)  # noqa: NPY002
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002 - it is to stay as it is
+    np.random.seed(2)  # noqa: NPY002 - it is to stay as it is
     np.testing.assert_array_equal(first, make("east", 1, 48, 5)[0])
 
 

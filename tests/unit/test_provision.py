@@ -92,7 +92,7 @@ def test_what_is_private_is_for_its_owner_alone(federation: Federation) -> None:
 def test_a_kit_holds_plain_files_of_no_one_and_no_private_key(federation: Federation) -> None:
     with tarfile.open(federation.kit("north")) as kit:
         entries = kit.getmembers()
-        content = b"".join(kit.extractfile(entry).read() for entry in entries)  # type: ignore[union-attr]
+        content = b"".join(kit.extractfile(entry).read() for entry in entries)
     assert sorted(entry.name for entry in entries) == sorted(KIT_FILES)
     assert {(entry.type, entry.mode, entry.uid, entry.uname) for entry in entries} == {(tarfile.REGTYPE, 0o600, 0, "")}
     assert b"PRIVATE" not in content

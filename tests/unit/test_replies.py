@@ -47,18 +47,18 @@ class SuperLinkInMemory:
     def lose(self, reply: Message) -> None:
         self.parts |= dict.fromkeys(get_all_nested_objects(reply))
 
-    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:  # noqa: N802
+    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:  # noqa: N802 - Flower's spelling
         self.asked += request.message_ids
         found = [self.replies.pop(ticket) for ticket in request.message_ids if ticket in self.replies]
         trees = [get_object_tree(reply) for reply in found]
         return PullAppMessagesResponse(messages_list=map(message_to_proto, found), message_object_trees=trees)
 
-    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802 - Flower's spelling
         content = self.parts.get(request.object_id, b"")
         there = content is not None
         return PullObjectResponse(object_found=there, object_available=bool(content), object_content=content or b"")
 
-    def ConfirmMessageReceived(  # noqa: N802
+    def ConfirmMessageReceived(  # noqa: N802 - Flower's spelling
         self, _request: ConfirmMessageReceivedRequest
     ) -> ConfirmMessageReceivedResponse:
         return ConfirmMessageReceivedResponse()

@@ -156,7 +156,7 @@ def visit(run: StudyRun) -> None:
         run.ledger.finish("fine-tune", 3.0)
 
 
-def reported(run: StudyRun) -> tuple[dict, str]:  # type: ignore[type-arg]
+def reported(run: StudyRun) -> tuple[dict, str]:
     write_report(run)
     return json.loads(run.folder.metrics.read_text("utf-8")), run.folder.report.read_text("utf-8")
 
@@ -181,8 +181,8 @@ def page(whole: StudyRun) -> str:
 
 
 @pytest.fixture(scope="module")
-def metrics(whole: StudyRun) -> dict:  # type: ignore[type-arg]
-    held: dict = json.loads(whole.folder.metrics.read_text("utf-8"))  # type: ignore[type-arg]
+def metrics(whole: StudyRun) -> dict:
+    held: dict = json.loads(whole.folder.metrics.read_text("utf-8"))
     return held
 
 
@@ -211,7 +211,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_the_numbers_shown_are_those_of_metrics_json(page: str, metrics: dict) -> None:  # type: ignore[type-arg]
+def test_the_numbers_shown_are_those_of_metrics_json(page: str, metrics: dict) -> None:
     text = Reader(page).text
     student, ensemble = metrics["student"]["pooled_dice"], metrics["ensemble"]["pooled_dice"]
     for score in (student, ensemble, *(site["teacher"]["pooled_dice"] for site in metrics["sites"].values())):
@@ -223,7 +223,7 @@ def test_the_numbers_shown_are_those_of_metrics_json(page: str, metrics: dict) -
     assert metrics["study_digest"] in text
 
 
-def test_excluded_and_kept_images_are_shown_with_what_decided(page: str, metrics: dict) -> None:  # type: ignore[type-arg]
+def test_excluded_and_kept_images_are_shown_with_what_decided(page: str, metrics: dict) -> None:
     text = Reader(page).text
     assert metrics["images"]["excluded"]["few-target-pixels"] > 0
     assert "Left out: too few target pixels" in text
@@ -315,7 +315,7 @@ def test_the_report_is_timed_anew_each_time(whole: StudyRun) -> None:
     assert measured["seconds"]["report"] == round(stage.seconds, 3)
 
 
-def test_the_console_shows_every_row_whole_at_100_columns(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_the_console_shows_every_row_whole_at_100_columns(metrics: dict) -> None:
     console = Console(width=100, record=True, color_system=None, force_terminal=False, file=io.StringIO())
     console.print(console_table(metrics))
     text = console.export_text()
@@ -328,7 +328,7 @@ def test_the_console_shows_every_row_whole_at_100_columns(metrics: dict) -> None
         assert sentence in re.sub(r"\s+", " ", text)
 
 
-def test_the_best_of_those_compared_is_marked(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_the_best_of_those_compared_is_marked(metrics: dict) -> None:
     rows = {row[0].text: row for row in dice_table(metrics).rows}
     assert [cell.best for cell in rows["north"]][2] is False  # 70.0 at home, the student has 71.0
     assert rows["north"][4].best
@@ -338,7 +338,7 @@ def test_the_best_of_those_compared_is_marked(metrics: dict) -> None:  # type: i
     assert [row[0].text for row in dice_table(metrics).rows if row[3].best] == [top.name]
 
 
-def test_how_much_each_site_counts_is_told_where_it_is_more_than_one_each(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_how_much_each_site_counts_is_told_where_it_is_more_than_one_each(metrics: dict) -> None:
     assert fusion_table(metrics) is None
     told = {"dice-mean": 71.25, "images": 17, "temperature": 1.5, "misses": 2, "false-alarms": 0}
     sites = {site: dict(entry) for site, entry in metrics["sites"].items()}
@@ -445,7 +445,7 @@ def test_a_site_whose_card_is_not_a_card_has_no_network(tmp_path: Path) -> None:
 def test_the_evaluation_is_in_metrics_json_on_the_page_and_in_files_that_agree(
     whole: StudyRun,
     page: str,
-    metrics: dict,  # type: ignore[type-arg]
+    metrics: dict,
 ) -> None:
     assert json.loads(whole.folder.evaluation.read_text("utf-8")) == metrics["evaluation"]
     (block,) = metrics["evaluation"]["grids"]
@@ -468,7 +468,7 @@ def test_the_evaluation_is_in_metrics_json_on_the_page_and_in_files_that_agree(
     assert 'aria-label="Reliability; expected calibration error: ' in page
 
 
-def test_the_evaluation_fits_100_columns(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_the_evaluation_fits_100_columns(metrics: dict) -> None:
     console = Console(width=100, record=True, color_system=None, force_terminal=False, file=io.StringIO())
     console.print(console_evaluation(metrics["evaluation"]))
     text = console.export_text()

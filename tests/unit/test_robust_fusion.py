@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 def fuse(masks: list[np.ndarray], method: str, trim: int = 1) -> np.ndarray:
-    fusion = method_of(FusionSettings(method=method, trim=trim))  # type: ignore[arg-type]
+    fusion = method_of(FusionSettings(method=method, trim=trim))
     state = fusion.init(masks[0].shape)
     for mask in masks:
         fusion.fold(state, mask, 1, None)
@@ -102,7 +102,7 @@ KNOWN = st.sets(st.integers(0, 1), min_size=1).map(sorted)
 def test_each_label_is_fused_over_the_sites_that_know_it(seed: int, known: list[list[int]], method: str) -> None:
     known = [[0, 1], [1, 0], [0, 1], *known]
     whole = np.random.default_rng(seed).integers(0, 256, (len(known), 2, 2, 3, 4)).astype(np.uint8)
-    fusion = method_of(FusionSettings(method=method))  # type: ignore[arg-type]
+    fusion = method_of(FusionSettings(method=method))
     state = fusion.init((2, 2, 3, 4))
     for rows, mask in zip(known, whole, strict=True):
         fusion.fold(state, mask[:, rows], 1, rows)

@@ -294,7 +294,7 @@ def send(site: SitePort, request: wire.Request) -> wire.Reply:
         wire.EvaluateRequest: site.evaluate,
         wire.FineTuneRequest: site.fine_tune,
     }
-    reply: wire.Reply = calls[type(request)](request)  # type: ignore[operator]
+    reply: wire.Reply = calls[type(request)](request)
     return reply
 
 

@@ -262,7 +262,7 @@ def test_labels_in_another_order_are_put_right_at_once() -> None:
 def test_orientations_are_those_of_numpy(turns: int, flipped: bool) -> None:
     mask = np.arange(12).reshape(3, 4)
     names = {1: "turned-90", 2: "turned-180", 3: "turned-270"}
-    np.testing.assert_array_equal(fitted.upright(np.rot90(mask, turns), names[turns]), mask)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(fitted.upright(np.rot90(mask, turns), names[turns]), mask)
     flip = np.flipud(mask) if flipped else np.fliplr(mask)
     np.testing.assert_array_equal(fitted.upright(flip, "flipped-up-down" if flipped else "flipped-left-right"), mask)
     np.testing.assert_array_equal(fitted.upright(mask.T, "transposed"), mask)
@@ -343,7 +343,7 @@ def test_the_coordinator_is_told_of_a_check_of_this_very_teacher_and_no_other(
     site = open_site(load_site(path))
     assert site._card == {**site._teacher.card, **told}
     check.write_temperature(path, 1.5)
-    assert card.summary(load_site(path))["checked"]["temperature"] == 1.5  # type: ignore[index]
+    assert card.summary(load_site(path))["checked"]["temperature"] == 1.5
     with caplog.at_level(logging.WARNING):
         path.write_text(path.read_text().replace(":soft", ":moved"))
         assert card.summary(load_site(path)) == {}

@@ -533,12 +533,12 @@ def test_normalisation_by_hand() -> None:
         "min-max": [0, 0, 1, 1],
     }
     for rule, wanted in rows.items():
-        np.testing.assert_allclose(fitted.normalise(image, rule).ravel(), wanted, rtol=1e-6)  # type: ignore[arg-type]
+        np.testing.assert_allclose(fitted.normalise(image, rule).ravel(), wanted, rtol=1e-6)
     np.testing.assert_allclose(
         fitted.normalise(image.repeat(3, 1), "mean-std", (0.0, 0.5, 1.0), (1.0, 0.5, 2.0))[0, :, 0, 0], [0, -1, -0.5]
     )
     for rule in ("zscore", "min-max"):
-        assert not fitted.normalise(np.full((1, 1, 2, 2), 7, np.uint8), rule).any()  # type: ignore[arg-type]
+        assert not fitted.normalise(np.full((1, 1, 2, 2), 7, np.uint8), rule).any()
 
 
 def test_channels_last_models_are_fed_and_read_so(tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_a_monai_bundle_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "configs" / "inference.json").write_text('{"network_def": 1}')
     teacher = {"kind": "monai-bundle", "folder": "bundle", "size": 64, "output": "logits"}
     try:
-        import monai  # noqa: F401
+        import monai  # noqa: F401 - whether it is there
     except ImportError:
         with pytest.raises(SettingsError, match=r'pip install "consilium\[monai\]"'):
             opened(tmp_path, teacher)

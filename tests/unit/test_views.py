@@ -27,7 +27,7 @@ def test_one_view_is_the_teacher_bit_for_bit() -> None:
 @pytest.mark.parametrize(("views", "most"), [("flip", 0.0), ("flip-scale", 0.02)])
 def test_a_teacher_that_answers_with_the_image_gives_it_back_upright_and_in_place(views: str, most: float) -> None:
     image = smooth()
-    assert np.abs(look(levels, image, views) - levels(image)).max() <= most  # type: ignore[arg-type]
+    assert np.abs(look(levels, image, views) - levels(image)).max() <= most
 
 
 def test_the_mean_of_an_image_and_its_mirror_image_is_worked_out_by_hand() -> None:
@@ -48,7 +48,7 @@ def test_every_view_has_the_shape_of_the_image(views: str, asked: int) -> None:
         shapes.append(images.shape)
         return np.full((len(images), 2, *images.shape[2:]), 0.25, np.float32)
 
-    found = look(note, np.zeros((3, 1, 20, 30), np.uint8), views)  # type: ignore[arg-type]
+    found = look(note, np.zeros((3, 1, 20, 30), np.uint8), views)
     assert shapes == [(3, 1, 20, 30)] * asked
     assert found.shape == (3, 2, 20, 30)
     assert found == pytest.approx(0.25)
@@ -60,7 +60,7 @@ def test_a_broken_teacher_is_not_hidden_by_the_mean(views: str, wrong: float) ->
     found = look(
         lambda images: np.full(images.shape, wrong, np.float32),
         np.zeros((1, 1, 16, 16), np.uint8),
-        views,  # type: ignore[arg-type]
+        views,
     )
     with pytest.raises(DataError, match="finite and in"):
         quantise(found)
