@@ -1,9 +1,10 @@
 """What one lying site of five costs: the fused masks, and the student that learns from them.
 
-Five simulated hospitals train their teachers on phantoms. Each teacher predicts all shared images, once. Then one site's
-masks are replaced by lies (inverted, or noise), the five are fused by every method, images are excluded as in a study, and a
-student is trained and tested on the pooled test images, with several seeds. The cost of a lie is how far Dice falls below that
-of the same method with five honest sites. The sites' agreement is what `consilium status` and the report would show.
+The demo's four hospitals, its images, preset and student, and a fifth hospital beside them. Each teacher answers about all
+shared images once, as a site of such a study does. Then one site's masks are replaced by lies (inverted, or noise), and it says
+of itself that its validation is faultless. The five are fused by every method, images are excluded and weighed as the study
+says, and a student is trained and tested on the pooled test images, with several seeds. The cost of a lie is how far Dice falls
+below that of the same method with five honest sites. The sites' agreement is what `consilium status` and the report would show.
 
     python benchmarks/lying_site.py
 """
@@ -11,8 +12,9 @@ of the same method with five honest sites. The sites' agreement is what `consili
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,29 +23,28 @@ from _measure import parser, print_machine, print_table, print_target, timed
 from orchestration import prepare_once
 
 from consilium.clients.settings import load_site
+from consilium.clients.site import temperature_of
 from consilium.clients.teachers.checkpoint import CheckpointTeacher
 from consilium.common.catalogue import open_catalogue
 from consilium.common.datasets import labelled
 from consilium.common.metrics import dice
-from consilium.common.settings import load
+from consilium.common.presets import Preset
+from consilium.common.settings import load, read_toml
 from consilium.common.soft_mask import SoftMasks, quantise
 from consilium.common.study import FusionSettings, Study
+from consilium.common.temperature import LOGITS_CLIP, temper
 from consilium.common.training.predict import predict
-from consilium.server import agreement, exclusion
+from consilium.common.validation import Validation, from_card
+from consilium.common.views import look
+from consilium.server import agreement, consensus, exclusion
+from consilium.server.cli import find_settings
 from consilium.server.distill import distill
-from consilium.server.fusion.methods import method_of
 
 POINTS = 1.0
 """Dice points that a lie may cost the student under the trimmed mean."""
 METHODS = ("weighted-mean", "trimmed-mean", "median")
-SITES = {
-    "north": ("north", "unet", 8),
-    "east": ("east", "attention-unet", 8),
-    "south": ("south", "sdu-net", 16),
-    "west": ("west", "panoptic-fpn", 16),
-    "clinic": ("north", "unet", 8),
-}
-"""Of each site: whose scanner and patients, its teacher's network and width."""
+FIFTH = {"clinic": "north"}
+"""The hospital that the demo has not: another teacher for the scanner and the patients of one that it has."""
 BATCH = 32
 
 Lie = Callable[[SoftMasks, np.random.Generator], SoftMasks]
@@ -55,94 +56,81 @@ LIES: dict[str, Lie] = {
 
 
 def settings_of(given: Namespace) -> dict[str, Any]:
-    """The study, in TOML's spelling."""
-    training = {"image-budget": given.teacher_budget, "batch": 8, "learning-rate": 2e-3, "threads": 1}
-    sites = {
-        name: {
-            "hospital": hospital,
-            "images": 8 if given.tiny else 80,
-            "referrals": 0.15,
-            "network": {"name": network, "width": width}
-            | ({"encoder": "tu-test_byobnet"} if network == "panoptic-fpn" else {}),
-            "training": training,
-        }
-        for name, (hospital, network, width) in SITES.items()
-    }
-    return {
-        "name": "lying-site",
-        "preset": "paper",
-        "seed": 7,
-        "sites": list(sites),
-        "image": {"size": given.size, "channels": 1},
-        "exclusion": {"alpha": 256.0, "beta": 8.0 if given.tiny else 5.0},  # as in the demo
-        "student": {
-            "network": {"name": "deeplabv3plus", "encoder": "tu-test_efficientnet", "width": 16},
-            "training": {
-                "image-budget": given.budget,
-                "batch": 8,
-                "learning-rate": 3e-3,
-                "schedule": "cosine",
-                "augment": False,
-                "threads": 1,
-            },
-        },
-        "simulation": {
-            "source": "phantoms",
-            "transferal-images": given.images,
-            "test-images": 4 if given.tiny else 25,
-            "sites": sites,
-        },
-    }
+    """The demo's study with a fifth site, in TOML's spelling."""
+    settings = read_toml(find_settings(Path("demo.toml")))
+    sites = settings["simulation"]["sites"]
+    sites |= {name: sites[like] for name, like in FIFTH.items()}
+    settings |= {"name": "lying-site", "preset": given.preset, "sites": list(sites)}
+    settings["simulation"]["transferal-images"] = given.images
+    settings["student"]["training"] |= {"image-budget": given.budget, "threads": 1}
+    if given.tiny:
+        settings["image"]["size"] = 48
+        settings["exclusion"] = {
+            "rule": "paper",
+            "alpha": 0.0,
+            "beta": 8.0,
+        }  # teachers so short of training agree on nothing
+        settings["simulation"]["test-images"] = 4
+        for site in sites.values():
+            site |= {"images": 12, "training": site["training"] | {"image-budget": 32}}
+    return settings
 
 
 class Bench:
-    """A prepared federation, and every teacher's soft masks of all images."""
+    """A prepared federation: what every teacher answers about all images, and what its site says of it."""
 
     def __init__(self, root: Path) -> None:
         self.study = load(Study, root / "study.toml")
         self.catalogue = open_catalogue(root / "catalogue")
         self.tests = self.catalogue.indices("test")
         self.truth = labelled.open_packed(root / "test").masks
-        self.masks = {site: self._predict(root / "sites" / site / "site.toml") for site in self.study.sites}
+        self.masks: dict[str, SoftMasks] = {}
+        self.validation: dict[str, Validation] = {}
+        for site in self.study.sites:
+            self._ask(site, root / "sites" / site / "site.toml")
 
-    def _predict(self, settings: Path) -> SoftMasks:
-        home, images = load_site(settings), self.catalogue.pixels
+    def _ask(self, site: str, settings: Path) -> None:
+        home, images, views = load_site(settings), self.catalogue.pixels, self.study.fusion.views
         teacher = CheckpointTeacher(home.teacher, home.settings.teacher, "cpu")
-        return np.concatenate(
-            [quantise(teacher.predict(images[at : at + BATCH])) for at in range(0, len(images), BATCH)]
-        )
+        temperature = temperature_of(home, teacher.card) if self.study.fusion.calibrated else 1.0
+        answers = [look(teacher.predict, images[at : at + BATCH], views) for at in range(0, len(images), BATCH)]
+        self.masks[site] = quantise(temper(np.concatenate(answers), temperature, LOGITS_CLIP))
+        if told := from_card(teacher.card):
+            self.validation[site] = told
 
     def with_lie(self, liar: str, lie: str) -> dict[str, SoftMasks]:
         """All sites' masks, one of them lying."""
         return self.masks | {liar: LIES[lie](self.masks[liar], np.random.default_rng(1))}
 
-    def fused(self, masks: dict[str, SoftMasks], method: str) -> SoftMasks:
-        """The pseudo masks."""
-        fusion = method_of(FusionSettings.model_validate({"method": method}))
-        parts = []
-        for at in range(0, len(self.catalogue), BATCH):
-            state = fusion.init((len(self.catalogue.pixels[at : at + BATCH]), *self.study.mask_shape))
-            for held in masks.values():
-                fusion.fold(state, held[at : at + BATCH], 1, None)
-            parts.append(fusion.finish(state))
-        return np.concatenate(parts)
+    def fused(self, masks: dict[str, SoftMasks], method: str, liar: str = "") -> consensus.Fused:
+        """The pseudo masks of all images, and what stands behind them."""
+        fusion = FusionSettings.model_validate(self.study.fusion.model_dump() | {"method": method})
+        told = dict(self.validation)
+        if liar in told:
+            told[liar] = replace(told[liar], dice=100.0, misses=0)
+        return consensus.fuse(masks, fusion, told, self.study.exclusion.alpha)
 
-    def kept(self, pseudo: SoftMasks) -> npt.NDArray[np.int64]:
+    def kept(self, fused: consensus.Fused) -> npt.NDArray[np.int64]:
         """Positions of the images that the student trains on."""
-        limits = self.study.exclusion
-        found = exclusion.statistics(pseudo)
-        reasons = exclusion.reasons(found, alpha=limits.alpha, beta=limits.beta, size=self.study.image.size)
+        rule, size, found = self.study.exclusion, self.study.image.size, exclusion.statistics(fused.masks)
+        reasons = (
+            exclusion.reasons(found, alpha=rule.alpha, beta=rule.beta, size=size)
+            if rule.rule == "paper"
+            else exclusion.reasons_by_consensus(found, fused.consensus, alpha=rule.alpha, size=size)
+        )
         return np.array([i for i in self.catalogue.indices("transferal") if not reasons[i]], np.int64)
 
     def score(self, masks: SoftMasks) -> float:
         """Mean Dice in percent on the pooled test images."""
         return float(100 * dice(masks, self.truth).mean())
 
-    def student(self, pseudo: SoftMasks, kept: npt.NDArray[np.int64], seed: int) -> float:
+    def student(self, fused: consensus.Fused, kept: npt.NDArray[np.int64], seed: int) -> float:
         """Train a student; gives its Dice, 0 if no image is left to train on."""
         if not len(kept):
             return 0.0
-        trained, _ = distill(self.catalogue.pixels, pseudo, self.study.student, seed=seed, kept=kept)
+        trained, _ = distill(
+            self.catalogue.pixels, fused.masks, self.study.student, seed=seed, kept=kept, agreement=fused.agreement
+        )
         return self.score(quantise(predict(trained, self.catalogue.pixels[self.tests], device="cpu")))
 
     def agreement(self, masks: dict[str, SoftMasks]) -> dict[str, agreement.Agreement]:
@@ -154,22 +142,21 @@ class Bench:
 def main() -> int:
     """Prepare, measure and print."""
     options = parser(__doc__)
+    options.add_argument("--preset", choices=get_args(Preset), default="consensus")
     options.add_argument("--images", type=int, default=400, help="transferal images")
-    options.add_argument("--size", type=int, default=64)
-    options.add_argument("--budget", type=int, default=4000, help="images each student sees")
-    options.add_argument("--teacher-budget", type=int, default=1600, help="images each teacher sees")
-    options.add_argument("--seeds", type=int, default=2, help="students trained of each kind")
-    options.add_argument("--liar", choices=list(SITES), default="east")
+    options.add_argument("--budget", type=int, default=6000, help="images each student sees")
+    options.add_argument("--seeds", type=int, default=3, help="students trained of each kind")
+    options.add_argument("--liar", default="east", help="which site")
     given = options.parse_args()
     if given.tiny:
-        given.images, given.size, given.budget, given.teacher_budget, given.seeds = 16, 48, 16, 32, 1
+        given.images, given.budget, given.seeds = 16, 16, 1
     print_machine()
     with tempfile.TemporaryDirectory() as root:
         settings = Path(root) / "study.toml"
         settings.write_text(tomli_w.dumps(settings_of(given)), "utf-8")
         took = timed(lambda: prepare_once(settings, Path(root) / "prepared"))
         bench = Bench(Path(root) / "prepared")
-    print(f"prepared in {took:.0f} s: {given.images} transferal images of {given.size} pixels, 5 teachers; their Dice:")
+    print(f"prepared in {took:.0f} s: {given.images} transferal images, {len(bench.masks)} teachers; their Dice:")
     print(", ".join(f"{site} {bench.score(masks[bench.tests]):.1f}" for site, masks in bench.masks.items()) + "\n")
     print_agreement(bench, given.liar)
     return print_costs(bench, given)
@@ -181,8 +168,8 @@ def print_agreement(bench: Bench, liar: str) -> None:
     for lie in LIES:
         held = bench.agreement(bench.with_lie(liar, lie))
         apart = ", ".join(agreement.stand_apart(held)) or "none"
-        rows.append((lie, *(f"{held[site].mean:.1f}" for site in SITES), apart))
-    print_table((f"agreement in percent; {liar} is", *SITES, "stands apart"), rows)
+        rows.append((lie, *(f"{held[site].mean:.1f}" for site in bench.masks), apart))
+    print_table((f"agreement in percent; {liar} is", *bench.masks, "stands apart"), rows)
 
 
 def print_costs(bench: Bench, given: Namespace) -> int:
@@ -191,9 +178,9 @@ def print_costs(bench: Bench, given: Namespace) -> int:
     for method in METHODS:
         usual: tuple[float, float] | None = None
         for lie in LIES:
-            pseudo = bench.fused(bench.with_lie(given.liar, lie), method)
-            kept, ensemble = bench.kept(pseudo), bench.score(pseudo[bench.tests])
-            students = [bench.student(pseudo, kept, seed) for seed in range(given.seeds)]
+            fused = bench.fused(bench.with_lie(given.liar, lie), method, "" if lie == "honest" else given.liar)
+            kept, ensemble = bench.kept(fused), bench.score(fused.masks[bench.tests])
+            students = [bench.student(fused, kept, seed) for seed in range(given.seeds)]
             student = float(np.mean(students))
             usual = usual or (ensemble, student)
             if lie != "honest" and method == "trimmed-mean":
