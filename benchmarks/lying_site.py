@@ -37,8 +37,8 @@ from consilium.common.training.predict import predict
 from consilium.common.validation import Validation, from_card
 from consilium.common.views import look
 from consilium.server import agreement, consensus, exclusion
-from consilium.server.cli import find_settings
 from consilium.server.distill import distill
+from consilium.server.shipped import find_settings
 
 POINTS = 1.0
 """Dice points that a lie may cost the student under the trimmed mean."""

@@ -15,7 +15,7 @@ from consilium.common.errors import ConsiliumError, ErrorCode, WireError
 from consilium.common.labels import LabelView
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.networks.student_files import load_weights
+from consilium.common.networks.weights import load_weights
 from consilium.common.soft_mask import quantise
 from consilium.common.study import Study
 from consilium.common.training.predict import predict
@@ -37,7 +37,7 @@ def read_card(text: str, study: Study) -> dict[str, Any]:
     # Weights come with the message. A path or a hub's name in the card would have this machine open or fetch it.
     if not set(network.encoder) <= _PLAIN or not set(network.name.removeprefix("smp:")) <= _PLAIN:
         raise WireError(ErrorCode.BAD_STUDENT, "card: an encoder is named, not fetched")
-    return card | {"architecture": network.model_copy(update={"encoder_weights": "none"}).model_dump(by_alias=True)}
+    return card | {"architecture": network.from_scratch.model_dump(by_alias=True)}
 
 
 def open_student(card: dict[str, Any], weights: bytes) -> nn.Module:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,6 +19,8 @@ from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
 from consilium.server.exchange_cli import exchange_app
 from consilium.server.experiment_cli import experiment
+from consilium.server.pretrain_cli import pretrain
+from consilium.server.shipped import find_settings
 
 if TYPE_CHECKING:
     from consilium.server.study_run import StudyRun
@@ -38,6 +39,7 @@ app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
 app.add_typer(exchange_app, name="exchange")
 app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
+app.command(epilog="Example:  consilium pretrain breast-ultrasound.toml --out runs/pretrained")(pretrain)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME of the study by default")]
@@ -392,17 +394,6 @@ def _opened(root: Path) -> "Iterator[StudyRun]":
             yield study
         finally:
             study.ledger.close()
-
-
-def find_settings(path: Path) -> Path:
-    """Find a settings file: as a path, else by name (``demo.toml``, ``paper.toml``) among the shipped ones."""
-    if path.is_file():
-        return path
-    shipped = Path(str(files("consilium.configs")))
-    if (shipped / path.name).is_file():
-        return shipped / path.name
-    known = ", ".join(sorted(entry.name for entry in shipped.glob("*.toml")))
-    raise SettingsError(f"{path}: there is no such settings file, and none of that name is shipped ({known})")
 
 
 def _version(wanted: bool) -> None:

@@ -16,13 +16,14 @@ from consilium.common.networks.sdu_net import sdu_net
 from consilium.common.networks.settings import ENCODER_NETWORKS, OWN_NETWORKS, SMP_PREFIX, NetworkSettings
 from consilium.common.networks.smp_any import smp_any
 from consilium.common.networks.unet import unet
+from consilium.common.networks.weights import begin_with
 
 _OWN: Final = {"unet": unet, "attention-unet": AttentionUNet, "sdu-net": sdu_net}
 _WITH_ENCODER: Final = {"panoptic-fpn": panoptic_fpn, "deeplabv3plus": deeplabv3plus}
 
 
 def build(settings: NetworkSettings, in_channels: int, classes: int, seed: int) -> nn.Module:
-    """Make a network with fresh weights.
+    """Make a network with fresh weights, or with those that its settings name.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ def build(settings: NetworkSettings, in_channels: int, classes: int, seed: int) 
     Raises
     ------
     SettingsError
-        If the architecture, encoder or its weights are unknown, or do not fit together.
+        If the architecture, encoder or weights are unknown, or do not fit together.
     MachineError
         If weights of the hub cannot be had.
     """
@@ -56,7 +57,10 @@ def build(settings: NetworkSettings, in_channels: int, classes: int, seed: int) 
         load_encoder_file(encoder, Path(settings.encoder_weights))
     if settings.norm == "group":
         replace_batch_norm(network)
-    return PaddedToMultiple(network)
+    padded = PaddedToMultiple(network)
+    if settings.weights != "none":
+        begin_with(padded, Path(settings.weights))
+    return padded
 
 
 def count_parameters(module: nn.Module) -> int:

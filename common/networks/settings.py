@@ -27,6 +27,11 @@ class NetworkSettings(Settings):
     encoder_weights: str = Field(
         "none", description="none, a hub name such as imagenet, or a .safetensors or .pth file of the encoder's weights"
     )
+    weights: str = Field(
+        "none",
+        pattern=r"^none$|\.safetensors$",
+        description="none, or a .safetensors file to begin with, of this whole network: of `consilium pretrain`, or of a student",
+    )
     width: int = Field(
         64, ge=4, le=256, description="channels of the first level; 64 is the published size and everything scales"
     )
@@ -39,8 +44,17 @@ class NetworkSettings(Settings):
             raise ValueError(f"name is one of {', '.join(known)}, {SMP_PREFIX}ARCH; got {self.name!r}")
         if self.name in OWN_NETWORKS and self.encoder_weights != "none":
             raise ValueError(f"{self.name} has no encoder, so encoder-weights must stay 'none'")
+        if self.weights != "none" and self.encoder_weights != "none":
+            raise ValueError(
+                f"weights are those of the encoder, too; leave encoder-weights out; got {self.encoder_weights!r}"
+            )
         if self.name == "sdu-net" and self.width % 16:
             raise ValueError(f"sdu-net splits its width by 16, so width is a multiple of 16; got {self.width}")
         if self.name.startswith(SMP_PREFIX) and self.width != 64:
             raise ValueError(f"width has no meaning for {SMP_PREFIX}ARCH; leave it out and choose a smaller encoder")
         return self
+
+    @property
+    def from_scratch(self) -> Self:
+        """The same network with nothing to begin with: for one whose weights come from elsewhere."""
+        return self.model_copy(update={"weights": "none", "encoder_weights": "none"})

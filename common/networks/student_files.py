@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from consilium.common.errors import DataError
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
+from consilium.common.networks.weights import dump_weights, load_weights
 
 WEIGHTS_NAME: Final = "student.safetensors"
 CARD_NAME: Final = "card.json"
@@ -90,7 +88,7 @@ def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         card = json.loads((folder / CARD_NAME).read_text("utf-8"))
         weights = (folder / WEIGHTS_NAME).read_bytes()
-        network = NetworkSettings.model_validate({**card["architecture"], "encoder-weights": "none"})
+        network = NetworkSettings.model_validate(card["architecture"]).from_scratch
         in_channels, classes = int(card["in_channels"]), int(card["classes"])
     except OSError as error:
         raise DataError(f"{folder} holds no student: {error}") from None
@@ -99,36 +97,6 @@ def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     module = build(network, in_channels, classes, seed=0)
     load_weights(module, weights)
     return module.eval(), card
-
-
-def dump_weights(module: nn.Module) -> bytes:
-    """Give every tensor of the network's state as safetensors; the same weights give the same bytes."""
-    return write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
-
-
-def load_weights(module: nn.Module, data: bytes) -> None:
-    """Put `dump_weights`' bytes into a network, in place; it is unchanged if they do not fit.
-
-    Raises
-    ------
-    DataError
-        If the bytes are no safetensors, or a tensor is missing, unknown, of another shape or type, or not finite; names
-        the first.
-    """
-    try:
-        given = read_tensors(data)
-    except SafetensorError as error:
-        raise DataError(f"a student's weights are a safetensors file; this is none: {error}") from None
-    wanted = module.state_dict()
-    for name in sorted(wanted.keys() ^ given.keys()):
-        raise DataError(f"the weights {'lack' if name in wanted else 'have an unknown'} tensor {name!r}")
-    for name, tensor in given.items():
-        rule, came = _form(wanted[name]), _form(tensor)
-        if rule != came:
-            raise DataError(f"the tensor {name!r} must be {rule}; got {came}")
-        if not torch.isfinite(tensor).all():
-            raise DataError(f"the tensor {name!r} holds a number that is not finite")
-    module.load_state_dict(given)
 
 
 def export_onnx(module: nn.Module, path: Path, in_channels: int, size: int) -> None:
@@ -206,10 +174,6 @@ class _WithSigmoid(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.sigmoid(self.module(images))
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _write(path: Path, data: bytes) -> None:

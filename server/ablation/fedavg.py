@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from consilium.common.errors import ConsiliumError, StateError
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.networks.student_files import dump_weights, load_weights
+from consilium.common.networks.weights import dump_weights, load_weights
 from consilium.common.training.loop import fit
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.experiment.data import DataSet

@@ -162,7 +162,7 @@ def shrink(network: dict[str, Any], scale: Scale) -> None:
         network["width"] = 16 if name == "sdu-net" else scale.width
         return
     network["encoder"] = scale.encoders["smp" if name.startswith(SMP_PREFIX) else name]
-    network["encoder-weights"] = "none"
+    network["encoder-weights"] = network["weights"] = "none"
     if not name.startswith(SMP_PREFIX):
         network["width"] = scale.decoder_width
 

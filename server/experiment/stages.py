@@ -25,7 +25,8 @@ from torch import nn
 from consilium.common.metrics import dice
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.networks.student_files import load_student, save_student, student_card
+from consilium.common.networks.student_files import WEIGHTS_NAME, load_student, save_student, student_card
+from consilium.common.networks.weights import digest_of_file
 from consilium.common.soft_mask import SoftMasks, quantise, reduce_levels
 from consilium.common.study import StudentSettings
 from consilium.common.training.loop import Progress, fit
@@ -36,6 +37,7 @@ from consilium.server.distill import distill
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Artefact, Store, digest_of
 from consilium.server.fusion import weighted_mean
+from consilium.server.pretrain import synthetic
 
 CHUNK: Final = 128
 """Images predicted or fused at a time; bounds memory."""
@@ -54,6 +56,11 @@ class Model:
     def load(self) -> nn.Module:
         """Read it: on the CPU, in evaluation mode."""
         return load_student(self.artefact.folder)[0]
+
+    @property
+    def start(self) -> NetworkSettings:
+        """The same network, to begin with these weights."""
+        return self.network.from_scratch.model_copy(update={"weights": str(self.artefact.folder / WEIGHTS_NAME)})
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,44 @@ def teach(
     whole = np.arange(len(data))
     facts = training_facts(network, training, seed) | {"data": data.digest}
     make = _supervised(store, network, training, data, whole, seed, what or f"{network.name} learns {data.name}")
+    return Model(store.keep("model", facts, make), network, training.device)
+
+
+def pretrain(
+    store: Store,
+    network: NetworkSettings,
+    training: TrainingSettings,
+    images: int,
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+) -> Model:
+    """Train a network on synthetic ultrasound.
+
+    Parameters
+    ----------
+    store
+        Keeps it.
+    network, training
+        Which, and how.
+    images
+        How many are made.
+    shape
+        Channels C of the images, labels K, and the size.
+    seed
+        Of the images, and as for `teach`.
+    """
+    facts = training_facts(network, training, seed) | {"phantoms": images, "shape": list(shape)}
+    what = f"{network.name} learns from {images} phantoms"
+    channels, labels, size = shape
+
+    def make(folder: Path) -> None:
+        pixels, masks = synthetic(images, size=size, channels=channels, labels=labels, seed=seed)
+        module = build(network, channels, labels, seed)
+        told = teller(store, what)
+        fit(module, pixels, masks, training, seed=seed, folder=folder / "checkpoints", on_step=told)
+        _save(folder, module, student_card(network, channels, labels, size))
+
     return Model(store.keep("model", facts, make), network, training.device)
 
 
@@ -305,7 +350,10 @@ def seed_of(seed: int, name: str) -> int:
 def training_facts(network: NetworkSettings, training: TrainingSettings, seed: int) -> dict[str, Any]:
     """All that decides a training but the images."""
     how: Mapping[str, Any] = training.model_dump(mode="json", exclude=_ELSEWHERE)
-    return {"network": network.model_dump(mode="json"), "training": how, "seed": seed}
+    which: dict[str, Any] = network.model_dump(mode="json")
+    if network.weights != "none":
+        which["weights"] = digest_of_file(Path(network.weights))  # what is in it decides, not where it lies
+    return {"network": which, "training": how, "seed": seed}
 
 
 def _supervised(
@@ -336,7 +384,11 @@ def _supervised(
 
 def save_model(folder: Path, module: nn.Module, network: NetworkSettings, data: DataSet, classes: int) -> None:
     """Leave a trained network for `Model.load`, and no checkpoint."""
-    save_student(folder, module, student_card(network, data.images.shape[1], classes, data.images.shape[-1]))
+    _save(folder, module, student_card(network, data.images.shape[1], classes, data.images.shape[-1]))
+
+
+def _save(folder: Path, module: nn.Module, card: Mapping[str, Any]) -> None:
+    save_student(folder, module, card)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

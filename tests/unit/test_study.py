@@ -10,8 +10,8 @@ from consilium.common.presets import keys
 from consilium.common.settings import load, parse, read_toml, to_toml
 from consilium.common.study import Study, from_run_config, to_run_config
 from consilium.server.ablation.settings import load as load_ablation
-from consilium.server.cli import find_settings
 from consilium.server.provision import FederationSettings
+from consilium.server.shipped import find_settings
 from consilium.server.simulation import SimulatedStudy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
