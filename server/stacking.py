@@ -181,7 +181,7 @@ class Stacking:
         with self._ledger.together():
             self._ledger.keep_result("", KEPT, json.dumps([one.to_card() for one in found]))
             for label, one in zip(self._study.labels, found, strict=True):
-                told = f"the stack of {label} is fitted on {one.images} labelled images and {', '.join(one.sites)}"
+                told = f"the stack of {label} is fitted on {one.images} labelled images and the masks of {', '.join(one.sites)}"
                 self._ledger.tell(STAGE, told)
             for site in sorted(set(self._study.sites) - set(answers)):
                 self._ledger.tell(

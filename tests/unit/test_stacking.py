@@ -83,7 +83,7 @@ def test_it_is_fitted_on_the_labelled_images_and_applied_to_all_others(case: Cas
         "labels": {"lesion": {"images": LABELLED, "sites": sorted(SITES)}},
         "by_mean": 0,
     }
-    assert case.events()[""] == "the stack of lesion is fitted on 5 labelled images and east, north, west"
+    assert case.events()[""] == "the stack of lesion is fitted on 5 labelled images and the masks of east, north, west"
 
 
 def test_labelled_images_are_asked_for_first_and_nothing_is_asked_twice(case: Case) -> None:
