@@ -102,7 +102,8 @@ def in_words(home: SiteHome, one: Listed) -> Iterator[tuple[str, str]]:
     """Say what a study is and asks for, a heading and a sentence at a time."""
     shown, policy = one.shown, home.settings.policy
     study, manifest = shown.study, shown.manifest
-    tests = sum(entry.role == "test" for entry in manifest.images)
+    tests, labelled = (sum(entry.role == role for entry in manifest.images) for role in ("test", "labelled"))
+    fitted = f", {labelled} to learn on how to fuse the sites' masks" if labelled else ""
     yield "study", f"{study.name}, digest {one.digest}"
     yield "signed by", f"{fingerprint(shown.signer)}  (compare it with the coordinator, by telephone)"
     yield "", f"key {shown.signer.hex()}"
@@ -110,7 +111,7 @@ def in_words(home: SiteHome, one: Listed) -> Iterator[tuple[str, str]]:
     yield (
         "images",
         f"{len(manifest.images)} of the catalogue {manifest.name}, {manifest.size} x {manifest.size}, "
-        f"{'gray' if manifest.channels == 1 else 'colour'}; {tests} of them to test on; hash {shown.request.catalogue}",
+        f"{'gray' if manifest.channels == 1 else 'colour'}; {tests} of them to test on{fitted}; hash {shown.request.catalogue}",
     )
     offline = home.settings.name in study.collect.offline
     yield (

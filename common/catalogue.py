@@ -33,7 +33,7 @@ from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
 
 SIGNATURE_DOMAIN: Final = b"consilium catalogue 1"
-Role = Literal["transferal", "test"]
+Role = Literal["transferal", "test", "labelled"]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -45,8 +45,8 @@ def image_id(pixels: Pixels) -> str:
 class Entry(Settings):
     """One image of the list.
 
-    ``role`` is "test" for an image whose ground truth the coordinator holds: sites answer it like any other, the student
-    never trains on it.
+    ``role`` is "test" or "labelled" for an image whose ground truth the coordinator holds, to test on or to fit a stack on:
+    sites answer it like any other, the student never trains on it.
     """
 
     id: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -58,10 +58,11 @@ class Entry(Settings):
 class Manifest(Settings):
     """The list itself.
 
-    Version 2 has collections. A list without any is written as version 1, to the byte as before there were collections.
+    Version 2 has collections, version 3 labelled images. A list is written as the lowest version that has what is in it, to the
+    byte as before there was more.
     """
 
-    schema_version: Literal[1, 2] = 1
+    schema_version: Literal[1, 2, 3] = 1
     name: Name
     size: int = Field(ge=32, le=2048)
     channels: Literal[1, 3]
@@ -73,6 +74,8 @@ class Manifest(Settings):
             raise ValueError("images: every image is listed once")
         if self.schema_version == 1 and any(entry.collection for entry in self.images):
             raise ValueError("images: collections need schema-version 2")
+        if self.schema_version < 3 and any(entry.role == "labelled" for entry in self.images):
+            raise ValueError("images: labelled ones need schema-version 3")
         return self
 
     def to_bytes(self) -> bytes:
@@ -173,8 +176,8 @@ def build(
 ) -> Catalogue:
     """Write, sign and open a catalogue.
 
-    Images with the same canonical pixels are listed once, as the first that came; a test image among the transferal
-    images stays a test image, so that no student trains on what it is tested on.
+    Images with the same canonical pixels are listed once, as the first that came; a test or labelled image among the
+    transferal images stays what it is, so that no student trains on what it is tested on, or on what a stack was fitted on.
 
     A build that was killed goes on where it was when it is called again: what is packed is not decoded again. Whatever was
     killed, and however many workers, the bytes are the same.
@@ -221,8 +224,9 @@ def build(
                 packed.add(name_of_image, pixels)
                 told(len(packed.ids))
         entries = _entries(listed, packed.ids)
-        version: Literal[1, 2] = 2 if any(entry.collection for entry in entries) else 1
-        manifest = Manifest(schema_version=version, name=name, size=shape[1], channels=shape[0], images=entries)
+        manifest = Manifest(
+            schema_version=_version(entries), name=name, size=shape[1], channels=shape[0], images=entries
+        )
         _finish(folder, manifest, key, zip(packed.ids, (one.source for one in listed), strict=True))
     packing.clear(folder)
     return open_catalogue(folder)
@@ -252,9 +256,15 @@ def _entries(images: Sequence[CatalogueImage], ids: Sequence[str]) -> tuple[Entr
             own = (image.collection, image.group)  # "12" of one set is not "12" of another
             group = groups.setdefault(own, str(len(groups) + 1)) if image.group else ""
             entries[name] = Entry(id=name, group=group, role=image.role, collection=image.collection)
-        elif image.role == "test":
-            entries[name] = entries[name].model_copy(update={"role": "test"})
+        elif entries[name].role == "transferal":
+            entries[name] = entries[name].model_copy(update={"role": image.role})
     return tuple(entries.values())
+
+
+def _version(entries: Sequence[Entry]) -> Literal[1, 2, 3]:
+    if any(entry.role == "labelled" for entry in entries):
+        return 3
+    return 2 if any(entry.collection for entry in entries) else 1
 
 
 def _finish(folder: Path, manifest: Manifest, key: Ed25519PrivateKey, sources: Iterable[tuple[str, str]]) -> None:

@@ -48,7 +48,7 @@ class CollectSettings(Settings):
 class FusionSettings(Settings):
     """How the sites' soft masks become one pseudo mask."""
 
-    method: Literal["weighted-mean", "trimmed-mean", "median", "staple"] = "weighted-mean"
+    method: Literal["weighted-mean", "trimmed-mean", "median", "staple", "stack"] = "weighted-mean"
     trim: int = Field(
         1, ge=1, le=100, description="trimmed-mean: how many of the lowest, and of the highest levels are left out"
     )
@@ -68,9 +68,14 @@ class FusionSettings(Settings):
 
     @model_validator(mode="after")
     def _robust_fusions_count_sites(self) -> Self:
-        if isinstance(self.weights, dict) and self.weights and self.method != "weighted-mean":
+        if isinstance(self.weights, dict) and self.weights and self.stand_in.method != "weighted-mean":
             raise ValueError(f"weights are for the weighted-mean; in a {self.method} every site counts as one")
         return self
+
+    @property
+    def stand_in(self) -> Self:
+        """What fuses where a stack cannot be applied: the weighted mean, all else alike. Of the other methods, themselves."""
+        return self.model_copy(update={"method": "weighted-mean"}) if self.method == "stack" else self
 
     @property
     def named_weights(self) -> dict[str, int]:

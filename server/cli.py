@@ -104,7 +104,8 @@ def simulate(
 @catalogue_app.command(
     "build",
     epilog="Examples:  consilium catalogue build images/ --run runs/study --size 384 --key coordinator.pem;  "
-    "several sets:  consilium catalogue build nerve=nerve-images/ breast=busi:Dataset_BUSI_with_GT --run ...",
+    "several sets:  consilium catalogue build nerve=nerve-images/ breast=busi:Dataset_BUSI_with_GT --run ...;  "
+    "for a stack:  consilium catalogue build images/ --labelled labelled/ --run ...",
 )
 def catalogue_build(
     sets: Annotated[
@@ -121,13 +122,25 @@ def catalogue_build(
     size: Annotated[int, typer.Option(help="height and width in pixels; the study's image.size")] = 384,
     channels: Annotated[int, typer.Option(help="1 (gray) or 3 (RGB); the study's image.channels")] = 1,
     workers: Annotated[int, typer.Option(help="threads that read images; 0: one for each core", min=0)] = 0,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            help='a few labelled images, images/ and masks/, to fit fusion.method = "stack" on; the masks stay here'
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="what these masks show, the study's labels in its order; repeat it for several"),
+    ] = None,
 ) -> None:
     """Bring images to canonical form, list them by SHA-256, pack them and sign the list.
 
     Killed at any time and started again, it goes on where it was.
     """
     from consilium.common.catalogue import build
+    from consilium.common.datasets import label_folder
     from consilium.common.identity import fingerprint, public_key_of, signing_key
+    from consilium.server import labelled_set
     from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder
     from consilium.server.seals import offer_key
@@ -137,9 +150,16 @@ def catalogue_build(
         raise SettingsError(f"--channels is 1 or 3; got {channels}")
     console, folder = Console(), RunFolder(run)
     images = catalogue_images(map(parse, sets), size, channels)
+    if label and not labelled:
+        raise SettingsError("--label says what the masks of --labelled show; give that folder as well")
+    names = tuple(label or Study.model_fields["labels"].default)
+    known = label_folder.read(labelled, size, channels, names) if labelled else None
+    images = [*labelled_set.catalogue_images(known), *images] if known else images
     signing = signing_key(key)
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.locked(), image_progress(console, "images are packed", len(images)) as show:
+        if known and not (folder.catalogue / "manifest.json").exists():
+            labelled_set.pack(folder, known, names)
         made = build(
             folder.catalogue, name, images, signing, shape=(channels, size, size), workers=workers, on_progress=show
         )
@@ -149,6 +169,9 @@ def catalogue_build(
     )
     for collection, count in made.collections.items():
         console.print(f"  {collection or 'without a name'}: {count} images", highlight=False)
+    if known:
+        count, place = len(made.indices("labelled")), folder.labelled_set
+        console.print(f"  labelled: {count} images; their masks stay in {place}", highlight=False, soft_wrap=True)
     console.print(f"catalogue hash   {made.hash}", highlight=False, soft_wrap=True)
     console.print(f"signed with key  {public_key_of(signing).hex()}", highlight=False, soft_wrap=True)
     console.print(f"fingerprint      {fingerprint(public_key_of(signing))}", highlight=False, soft_wrap=True)

@@ -10,6 +10,8 @@ that is late, or away for too long, is left out until it is back: then it is ask
 
 A site may abstain from single images. It has answered their chunk, and counts for its quorum; the images are fused of the other
 sites' masks. One with a label of which too few gave a mask has no pseudo mask, and no student is trained on it.
+
+Where the fusion is a stack, the labelled images are asked for first, and every chunk waits until the stack is fitted on them.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +31,7 @@ from consilium.server.consensus import Fused, Panel, weights_of
 from consilium.server.inquiry import Inquiry, Outcome, Post
 from consilium.server.ledger import Ledger, Opinion
 from consilium.server.run_folder import MaskFile
+from consilium.server.stacking import Stacking, StackPanel
 
 STAGE: Final = "collect"
 ABSENT: Final = frozenset({ErrorCode.SITE_UNREACHABLE, ErrorCode.TOO_LATE})
@@ -73,7 +76,7 @@ class Watched:
 class _Chunk:
     first: int
     ids: list[str]
-    panel: Panel
+    panel: Panel | StackPanel
     open_sites: set[str] = field(default_factory=set)
     answered: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -96,6 +99,8 @@ class Collector:
         Of the sites that report it; the same at every start of a study.
     unseal
         Opens a site's answer: its masks in clear, or `WireError`.
+    stacking
+        Fits and applies the stack, where the study's fusion is one.
     on_chunk
         Told after each finished chunk: images done, images in all.
     on_look
@@ -113,6 +118,7 @@ class Collector:
     envelope: Mapping[str, str]
     validation: Mapping[str, Validation] = field(default_factory=dict)
     unseal: Callable[[str, wire.PredictReply], Sequence[bytes]] = lambda _site, reply: reply.masks
+    stacking: Stacking | None = None
     on_chunk: Callable[[int, int], None] = lambda _done, _total: None
     on_look: Callable[[set[str]], None] = lambda _connected: None
 
@@ -172,7 +178,8 @@ class Collector:
             first = number * self.study.collect.chunk
             ids = [entry.id for entry in self.catalogue.manifest.images[first : first + self.study.collect.chunk]]
             shape, alpha = (len(ids), *self.study.mask_shape), self.study.exclusion.alpha
-            panel = Panel(shape, self.study.fusion, self._weights, self.validation, alpha)
+            mean = Panel(shape, self.study.fusion, self._weights, self.validation, alpha)
+            panel = self.stacking.panel(number, mean) if self.stacking else mean
             chunk = self._chunks[number] = _Chunk(first, ids, panel)
             self._fold_what_is_held(number, chunk)
             for site in sorted(self._sites - set(self.study.collect.offline)):
@@ -199,7 +206,13 @@ class Collector:
                     self.ledger.tell(STAGE, f"its imported answer is of no use, let it answer again: {error}", site)
 
     def _finish_what_is_whole(self) -> None:
-        for number in [number for number, held in self._chunks.items() if not held.open_sites]:
+        whole = [number for number, held in self._chunks.items() if not held.open_sites]
+        if self.stacking and self.stacking.stacks is None:
+            if not self.stacking.chunks <= set(whole):
+                return
+            self._require_quorums(self.stacking.sites(), "answered every labelled image")
+            self.stacking.fit()
+        for number in whole:
             self._finish(number, self._chunks.pop(number))
 
     def _look(self, connected: set[str]) -> None:
@@ -269,6 +282,7 @@ class Collector:
         whole = (fused.answered >= self._least).all(axis=1)
         self.pseudo_masks.write(chunk.first, fused.masks)
         self.ledger.without_mask([chunk.first + int(i) for i in np.flatnonzero(~whole)])
+        self.ledger.by_mean([chunk.first + int(i) for i in np.flatnonzero(fused.by_mean)])
         silent = {site: int(np.count_nonzero(images)) for site, images in fused.silent.items()}
         self.ledger.opinions(number, chunk.first, _opinions(fused), silent)
         self.ledger.chunk_finished(number, len(chunk.ids), len(chunk.answered), fused.agreement_by_site)

@@ -39,6 +39,8 @@ class Fused:
         float64 (n,), in [0, 1]: mean soft Dice between the sites that were folded in; NaN where they are fewer than two.
     silent
         By site, bool (n,): whether the gate left its mask of some label out.
+    by_mean
+        bool (n,): whether, in place of a stack, the mean made the mask of some label.
     agreement_by_site
         See `agreement.of_chunk`.
     """
@@ -49,6 +51,7 @@ class Fused:
     consensus: Flags
     agreement: npt.NDArray[np.float64]
     silent: Mapping[str, Flags]
+    by_mean: Flags
     agreement_by_site: Mapping[str, tuple[int, int]]
 
 
@@ -67,7 +70,8 @@ def fuse(
         By site, uint8 (n, K, H, W), all of the same images, as they leave the sites: views are averaged and temperatures
         applied there (`consilium.common.temperature.temper`), not here.
     fusion
-        Its `method`, `trim`, `weights` and `gate` count.
+        Its `method`, `trim`, `weights` and `gate` count. Of a stack it is the mean that stands in for it: see
+        `consilium.server.stacking.applied`.
     validation
         Of the sites that report it: for ``weights = "validation"``, and for who is never silent.
     alpha
@@ -88,7 +92,7 @@ def fuse(
 
 def weights_of(sites: Sequence[str], fusion: FusionSettings, validation: Mapping[str, Validation]) -> Mapping[str, int]:
     """Give each site's whole-number weight: what the study names, by validation, or 1. In a robust fusion every site is one."""
-    if fusion.weights == "validation" and fusion.method == "weighted-mean":
+    if fusion.weights == "validation" and fusion.stand_in.method == "weighted-mean":
         return site_weights(sites, validation)
     return {site: fusion.named_weights.get(site, 1) for site in sites}
 
@@ -201,7 +205,8 @@ class Panel:
         }
         consensus = np.asarray((met & (seen > 0)).any(axis=1))
         by_site = agreement.of_chunk(samples, met_each_other)
-        return Fused(masks, seen, answered, consensus, agreed, silent, by_site)
+        by_mean = np.zeros(len(masks), np.bool_)
+        return Fused(masks, seen, answered, consensus, agreed, silent, by_mean, by_site)
 
     def _count(self, flags: Sequence[Flags]) -> Counts:
         """Count over the sites, in their order: int64 (n, K)."""

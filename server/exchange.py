@@ -18,7 +18,7 @@ from consilium.common.errors import AnswerFileError, DataError, ErrorCode, Setti
 from consilium.common.exchange import FRAME_BYTES, ExchangeFile, Header, reading, writing
 from consilium.common.identity import fingerprint, public_key_of
 from consilium.common.study import Study
-from consilium.server import questions
+from consilium.server import labelled_set, questions
 from consilium.server.participants import Described
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import Seals
@@ -58,13 +58,14 @@ def export(
     Raises
     ------
     SettingsError
-        If the study does not call the site offline, the key is another, or the file exists.
+        If the study does not call the site offline, the key is another, the file exists, or a stack cannot be fitted.
     StateError
         If the study has no key to seal answers to.
     """
     folder = RunFolder(root)
     study, catalogue = folder.open_study(), open_catalogue(folder.catalogue)
     _require_offline(study, site)
+    labelled_set.require(folder, study, catalogue)
     if public_key_of(key) != catalogue.signer:
         raise SettingsError(
             f"a request is signed with the key of the catalogue, {fingerprint(catalogue.signer)}; got "

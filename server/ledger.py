@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS answer (
 CREATE TABLE IF NOT EXISTS chunk (number INTEGER PRIMARY KEY, images INTEGER NOT NULL, sites INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS abstention (site TEXT NOT NULL, image INTEGER NOT NULL, PRIMARY KEY (site, image)) STRICT;
 CREATE TABLE IF NOT EXISTS without_mask (image INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS by_mean (image INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS opinion (
     image INTEGER PRIMARY KEY, answered INTEGER NOT NULL, seen INTEGER NOT NULL, consensus INTEGER NOT NULL,
     agreement REAL) STRICT;
@@ -291,6 +292,14 @@ class Ledger:
     def images_without_mask(self) -> set[int]:
         """Images that have no pseudo mask, by position in the catalogue."""
         return {image for (image,) in self._run("SELECT image FROM without_mask")}
+
+    def by_mean(self, images: Sequence[int]) -> None:
+        """Record images that the mean made, in place of a stack that lacked a site's mask."""
+        self._run_many("INSERT OR IGNORE INTO by_mean VALUES (?)", [(image,) for image in images])
+
+    def images_by_mean(self) -> set[int]:
+        """Images that the mean made in place of a stack, by position in the catalogue."""
+        return {image for (image,) in self._run("SELECT image FROM by_mean")}
 
     def opinions(self, chunk: int, first: int, held: Sequence[Opinion], silent: Mapping[str, int]) -> None:
         """Record what stands behind each image from position ``first`` on, and of how many the gate left a site out."""

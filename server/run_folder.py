@@ -46,6 +46,7 @@ class RunFolder:
         self.site_keys: Final = self.root / "site_keys.json"
         self.test_set: Final = self.root / "test"
         self.test_sites: Final = self.test_set / "sites.csv"
+        self.labelled_set: Final = self.root / "labelled"
         self.evaluation_rows: Final = self.root / "evaluation.csv"
         self.evaluation: Final = self.root / "evaluation.json"
         self.metrics: Final = self.root / "metrics.json"

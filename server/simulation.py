@@ -24,6 +24,7 @@ from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings
 from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
+from consilium.server import labelled_set
 from consilium.server.pooled_evaluation import write_test_sites
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import offer_key
@@ -67,6 +68,9 @@ class SimulationSettings(Settings):
         0.2, gt=0, lt=1, description="folders and data sets: part of each site's images it tests on"
     )
     test_images: int = Field(25, ge=1, description="phantoms: labelled test images of each site")
+    labelled_images: int = Field(
+        0, ge=0, description="phantoms and data sets: labelled images of the coordinator, to fit a stack on"
+    )
     min_images: int = Field(
         10, ge=1, description="the sites' policy.min-images: least images behind a metric they send"
     )
@@ -101,6 +105,16 @@ class SimulatedStudy(Study):
                     f"simulation.sites.{name}.labels names {', '.join(strangers)}, not among the study's labels "
                     f"{', '.join(self.labels)}"
                 )
+        if source == "folders" and self.simulation.labelled_images:
+            raise ValueError(
+                "simulation.labelled-images: phantoms and data sets give the coordinator labelled images, folders do not; leave "
+                "it out, or take another source"
+            )
+        if self.fusion.method == "stack" and not self.simulation.labelled_images:
+            raise ValueError(
+                'fusion.method = "stack" is fitted on labelled images of the coordinator: say how many it has, '
+                "simulation.labelled-images"
+            )
         if source == "folders":
             bare = [name for name, site in self.simulation.sites.items() if not site.folder]
             if bare or not self.simulation.transferal:
@@ -131,10 +145,14 @@ class SiteData:
 
 @dataclass(frozen=True)
 class FederationData:
-    """All data of a simulated federation: ``transferal`` gives sources and pixels, as a `CatalogueImage` takes them."""
+    """All data of a simulated federation: ``transferal`` gives sources and pixels, as a `CatalogueImage` takes them.
+
+    ``labelled`` are the coordinator's own labelled images, if it has any.
+    """
 
     sites: dict[str, SiteData]
     transferal: Iterator[tuple[str, Pixels | Callable[[], Pixels]]]
+    labelled: Labelled | None = None
 
 
 def read_data(settings: SimulatedStudy) -> FederationData:
@@ -162,7 +180,12 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
             run, dict(zip(ids, (name for name, site in data.sites.items() for _ in site.test.sources), strict=True))
         )
 
+        if data.labelled:
+            labelled_set.pack(run, data.labelled, settings.labels)
+
         def images() -> Iterator[CatalogueImage]:
+            if data.labelled:
+                yield from labelled_set.catalogue_images(data.labelled)
             for image, source in zip(pooled.images, pooled.sources, strict=True):
                 yield CatalogueImage(image, source, role="test")
             for source, image in data.transferal:
@@ -251,15 +274,22 @@ def _phantoms(settings: SimulatedStudy) -> FederationData:
         for i, (name, hospital) in enumerate(hospitals.items())
     }
 
-    def transferal() -> Iterator[tuple[str, Pixels]]:
+    def dealt(images: int) -> Iterator[tuple[str, int]]:
+        """Equally from all hospitals."""
         for i, hospital in enumerate(everywhere):
-            count = simulation.transferal_images // len(everywhere) + (
-                i < simulation.transferal_images % len(everywhere)
-            )
+            yield hospital, images // len(everywhere) + (i < images % len(everywhere))
+
+    def transferal() -> Iterator[tuple[str, Pixels]]:
+        for hospital, count in dealt(simulation.transferal_images):
             made = make(hospital, "transferal", count, 20_000_000, simulation.lesion_free)
             yield from zip(made.sources, made.images, strict=True)
 
-    return FederationData(sites, transferal())
+    def own() -> Labelled:
+        return labelled.join(
+            [make(one, "labelled", count, 30_000_000) for one, count in dealt(simulation.labelled_images)]
+        )
+
+    return FederationData(sites, transferal(), own() if simulation.labelled_images else None)
 
 
 def _folders(settings: SimulatedStudy) -> FederationData:
@@ -277,14 +307,17 @@ def _data_set(settings: SimulatedStudy) -> FederationData:
     cases = [case for case in registry.cases(simulation.source, Path(simulation.data)) if case.load_mask is not None]
     data = reading.read_grouped(cases, settings.image.size, settings.image.channels, table)
     rest, unlabelled = labelled.split(data.groups, simulation.transferal_share, settings.seed)
-    parts = _deal(data.take(rest), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
+    own = data.take(rest)
+    left, given = labelled.split(own.groups, simulation.labelled_images / len(own), settings.seed)
+    parts = _deal(own.take(left), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
 
     def transferal() -> Iterator[tuple[str, Pixels | Callable[[], Pixels]]]:
         yield from ((data.sources[i], data.images[i]) for i in unlabelled)
         if simulation.transferal:
             yield from _transferal_folder(settings)
 
-    return FederationData({name: _split(part, settings, name) for name, part in parts.items()}, transferal())
+    sites = {name: _split(part, settings, name) for name, part in parts.items()}
+    return FederationData(sites, transferal(), own.take(given) if len(given) else None)
 
 
 def _transferal_folder(settings: SimulatedStudy) -> Iterator[tuple[str, Callable[[], Pixels]]]:

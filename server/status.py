@@ -8,6 +8,7 @@ from typing import Any, Final
 from consilium.common.datasets import labelled
 from consilium.common.errors import ErrorCode
 from consilium.common.study import Study
+from consilium.server import stacking
 from consilium.server.ledger import NOT_CONSENTED, Ledger, Stage
 from consilium.server.run_folder import RunFolder
 
@@ -69,7 +70,16 @@ def status(root: Path) -> dict[str, Any]:
     if not folder.ledger.exists():
         word = "running" if in_use else "not-begun"
         sites = {site: _site(site, study, None, in_use) for site in study.sites}
-        return {"study": study.name, "status": word, "failure": None, "awaits": None, "stages": {}, "sites": sites}
+        return {
+            "study": study.name,
+            "status": word,
+            "failure": None,
+            "awaits": None,
+            "fusion": study.fusion.method,
+            "stack": None,
+            "stages": {},
+            "sites": sites,
+        }
     ledger = Ledger.open(folder.ledger)
     try:
         state = state_of(folder, study, ledger)
@@ -84,6 +94,8 @@ def status(root: Path) -> dict[str, Any]:
             "status": word,
             "failure": state.told if word == "failed" else None,
             "awaits": state.told if word.startswith("awaits-") else None,
+            "fusion": study.fusion.method,
+            "stack": stacking.facts(study, ledger),
             "stages": {stage.name: _stage(stage) for stage in ledger.stages()},
             "sites": {site: _site(site, study, ledger, in_use) for site in study.sites},
         }

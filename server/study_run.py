@@ -21,7 +21,7 @@ from consilium.common.evaluation.folders import Truths
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
-from consilium.server import agreement
+from consilium.server import agreement, labelled_set
 from consilium.server.collect import Collector, Watched
 from consilium.server.disk import write_text
 from consilium.server.inquiry import Inquiry, Post
@@ -32,6 +32,7 @@ from consilium.server.pooled_test import PooledTest
 from consilium.server.run_folder import MaskFile, RunFolder
 from consilium.server.seals import Seals
 from consilium.server.selection import Selector
+from consilium.server.stacking import Stacking, kept
 from consilium.server.stage_book import StageBook
 
 EXAMPLES: Final = 12
@@ -83,6 +84,7 @@ class StudyRun:
 
     def describe(self, post: Post) -> dict[str, list[bool]]:
         """Show the study to every site; gives, per site that takes part, which images it lacks."""
+        self._stacking()  # a stack that cannot be fitted is refused before anybody is asked
         with self.stages.stage("describe"):
             return Introduction(self.participants, post, self.stages).run()
 
@@ -104,10 +106,12 @@ class StudyRun:
                 validation=sites.validation(pin=True),
                 envelope=self.envelope,
                 unseal=self.seals.open,
+                stacking=self._stacking(),
                 on_chunk=lambda done, total: self.stages.tell("collect", done, total),
                 on_look=self.stages.watch("collect", sites.online()),
             ).run()
             self._name_who_stands_apart()
+            self._tell_where_the_mean_stood_in()
 
     def evaluate(self, post: Post) -> None:
         """Let every site evaluate the student on its own labelled images, beside its teacher; export it meanwhile."""
@@ -250,6 +254,22 @@ class StudyRun:
         )
 
     # --- inside
+
+    def _stacking(self) -> Stacking | None:
+        """What fits the stack and applies it, where the study's fusion is one; once it is fitted, no truth is needed."""
+        if self.study.fusion.method != "stack":
+            return None
+        fitted = kept(self.ledger) is not None
+        truth = None if fitted else labelled_set.true_masks(self.folder, self.study, self.catalogue)
+        return Stacking(self.study, self.ledger, truth)
+
+    def _tell_where_the_mean_stood_in(self) -> None:
+        if images := len(self.ledger.images_by_mean()):
+            self.ledger.tell(
+                "collect",
+                f"of {images} images a site that the stack was fitted on gave no mask: their pseudo masks are the weighted mean "
+                "of those that did",
+            )
 
     def _name_who_stands_apart(self) -> None:
         held = self.ledger.agreement()

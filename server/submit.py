@@ -14,6 +14,7 @@ from rich.console import Console
 from consilium.common.catalogue import open_catalogue
 from consilium.common.errors import ConsiliumError, MachineError, SettingsError, StateError, StudyError
 from consilium.common.study import RunConfig, Study
+from consilium.server import labelled_set
 from consilium.server.app import RUN_FOLDER_KEY
 from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
@@ -179,12 +180,14 @@ def wait_until_free(run: RunFolder, tell: Callable[[str], None] = lambda _text: 
 def _prepared(study: Study, root: Path, console: Console) -> RunFolder:
     """The run folder with the study's settings frozen in it, once they fit its catalogue."""
     run = RunFolder(root)
-    manifest = open_catalogue(run.catalogue).manifest
+    catalogue = open_catalogue(run.catalogue)
+    manifest = catalogue.manifest
     if (manifest.size, manifest.channels) != (study.image.size, study.image.channels):
         raise SettingsError(
             f"the catalogue in {run.catalogue} holds images of {manifest.size} pixels and {manifest.channels} channels; the "
             f"study asks for {study.image.size} and {study.image.channels}: build the catalogue again, or change the study"
         )
+    labelled_set.require(run, study, catalogue)
     run.create(study)
     if not run.sealing_offer.exists():
         console.print(

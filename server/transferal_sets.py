@@ -56,7 +56,7 @@ def catalogue_images(sets: Iterable[TransferalSet], size: int, channels: int) ->
             case.source,
             case.group,
             collection=one.name,
-            stamp=_stamp(case.source),
+            stamp=stamp(case.source),
         )
         for one in sets
         for case in cases(one.data_set, one.folder)
@@ -67,7 +67,7 @@ def _pixels(case: Case, size: int, channels: int) -> Pixels:
     return canonical(case.load_image(), size, channels)
 
 
-def _stamp(source: str) -> str:
+def stamp(source: str) -> str:
     """Size and time of a file; empty where a source is none."""
     file = Path(source) if Path(source).exists() else Path(source.rpartition("#")[0])
     if not file.is_file():

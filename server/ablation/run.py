@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from consilium.common.metrics import dice
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation
-from consilium.server import consensus, exclusion
+from consilium.server import consensus, exclusion, stacking
 from consilium.server.ablation import fedavg, teachers
 from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Place, Row, scored, write_rows
 from consilium.server.ablation.scene import Scene, lay_out, share_out
@@ -156,10 +157,10 @@ class Ablator:
             for name, one in self.answering(scenario, seed, recipe).items()
         }
 
-    def fused(self, scenario: ScenarioSettings, seed: int, recipe: Recipe, data: DataSet) -> Fusion:
-        """The sites' masks of some images, fused as a step says."""
+    def masks(self, scenario: ScenarioSettings, seed: int, recipe: Recipe, data: DataSet) -> dict[str, Masks]:
+        """What the sites say of some images, as a step asks them."""
         validation = self.validation(scenario, seed, recipe)
-        masks = {
+        return {
             name: teachers.answer(
                 self.store,
                 one,
@@ -169,18 +170,30 @@ class Ablator:
             )
             for name, one in self.answering(scenario, seed, recipe).items()
         }
-        facts = {
+
+    def fused(self, scenario: ScenarioSettings, seed: int, recipe: Recipe, data: DataSet) -> Fusion:
+        """The sites' masks of some images, fused as a step says."""
+        validation = self.validation(scenario, seed, recipe)
+        masks = self.masks(scenario, seed, recipe, data)
+        facts: dict[str, Any] = {
             "masks": {name: one.digest for name, one in masks.items()},
             "fusion": recipe.fusion.model_dump(mode="json"),
             "validation": {name: asdict(one) for name, one in validation.items()},
             "alpha": recipe.exclusion.alpha,
         }
+        own = self.scene(scenario, seed).labelled if recipe.fusion.method == "stack" else None
+        if own is not None:
+            theirs = self.masks(scenario, seed, recipe, own)
+            facts["labelled"] = {"data": own.digest, "masks": {name: one.digest for name, one in theirs.items()}}
 
         def make(folder: Path) -> None:
+            alpha = recipe.exclusion.alpha
+            stacks = _stacks(theirs, own, alpha) if own is not None else None
             parts = []
             for at in slices(len(data)):
                 held = {name: np.asarray(one.masks[at]) for name, one in masks.items()}
-                parts.append(consensus.fuse(held, recipe.fusion, validation, recipe.exclusion.alpha))
+                found = consensus.fuse(held, recipe.fusion, validation, alpha)
+                parts.append(stacking.applied(stacks, found, stacking.answers_of(held)) if stacks else found)
                 self.store.tell(f"masks of {len(masks)} sites are fused", at.stop, len(data))
             np.save(folder / "consensus.npy", np.concatenate([part.consensus for part in parts]))
             np.save(folder / "agreement.npy", np.concatenate([part.agreement for part in parts]))
@@ -337,6 +350,13 @@ def run(
         work = Ablator(settings, place.store)
         rows = place.compute(todo, work.rows, write_rows, _found)
     return work, rows
+
+
+def _stacks(masks: Mapping[str, Masks], data: DataSet, alpha: float) -> stacking.Stacks:
+    """A stack for each label, fitted on the coordinator's images."""
+    answers = stacking.answers_of({name: np.asarray(one.masks) for name, one in masks.items()})
+    truth = np.asarray(data.truth)
+    return stacking.fit(answers, truth, alpha, [f"label {label}" for label in range(truth.shape[1])])
 
 
 def _best(values: Mapping[str, Dice]) -> str:

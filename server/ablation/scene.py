@@ -1,7 +1,7 @@
 """A scenario's scene: a labelled data set, shared out among sites, a test and the transferal images, whole groups each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from consilium.server.experiment.data import DataSet, joined
 Positions = npt.NDArray[np.int64]
 
 _TRANSFERAL = "the transferal images"
+_LABELLED = "the coordinator's images"
 _REST = "the others"
 
 
@@ -34,6 +35,7 @@ class Parts:
 
     sites: Mapping[str, SitePart]
     transferal: Positions
+    labelled: Positions = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class Scene:
         Where each site's are among them.
     unlabelled
         The transferal images of the labelled data set itself. Their masks are known to this experiment, and to nobody in it.
+    labelled
+        The coordinator's own images, with masks; None where it has none.
     """
 
     sites: Mapping[str, SiteData]
     test: DataSet
     slices: Mapping[str, slice]
     unlabelled: DataSet
+    labelled: DataSet | None = None
 
     @property
     def pooled(self) -> DataSet:
@@ -77,9 +82,10 @@ def share_out(
 ) -> Parts:
     """Share out a data set.
 
-    The transferal images come first, kind by kind; then sites that see some kinds of cases only take theirs; the others share
-    what is left. Then each site's part is dealt into test, validation and training images: of each site the same part is
-    test, so that transferal images and pooled test have every kind as the data set has it, wherever it went.
+    The transferal images come first, kind by kind, then the coordinator's; then sites that see some kinds of cases only take
+    theirs; the others share what is left. Then each site's part is dealt into test, validation and training images: of each
+    site the same part is test, so that transferal images and pooled test have every kind as the data set has it, wherever it
+    went.
 
     Parameters
     ----------
@@ -101,6 +107,11 @@ def share_out(
     total = len(cases)
     first = _deal(cases, np.arange(total), {_TRANSFERAL: shares.transferal, _REST: 1 - shares.transferal}, seed)
     left, whole = first[_REST], sum(site.share for site in sites.values())
+    own = np.zeros(0, np.int64)
+    if shares.labelled:
+        rest = {_LABELLED: shares.labelled, _REST: 1 - shares.transferal - shares.labelled}
+        second = _deal(cases, left, rest, seed)
+        own, left = second[_LABELLED], second[_REST]
     wanted = {name: len(left) * site.share / whole for name, site in sites.items()}
     taken: dict[str, Positions] = {}
     for name, site in sites.items():
@@ -118,14 +129,14 @@ def share_out(
     others = {name: wanted[name] for name, site in sites.items() if not site.kinds}
     if others:
         taken |= _deal(cases, left, others, seed)
-    test = shares.test / (1 - shares.transferal)
+    test = shares.test / (1 - shares.transferal - shares.labelled)
     inner = {
         "train": (1 - test) * (1 - shares.validation),
         "validation": (1 - test) * shares.validation,
         "test": test,
     }
     parts = {name: SitePart(**_deal(cases, taken[name], inner, seed)) for name in sites}
-    return Parts(parts, first[_TRANSFERAL])
+    return Parts(parts, first[_TRANSFERAL], own)
 
 
 def lay_out(data: DataSet, parts: Parts) -> Scene:
@@ -141,7 +152,9 @@ def lay_out(data: DataSet, parts: Parts) -> Scene:
     ends = np.cumsum([0, *(len(site.test) for site in sites.values())]).tolist()
     slices = {name: slice(first, last) for name, first, last in zip(sites, ends, ends[1:], strict=False)}
     order = np.concatenate([part.test for part in parts.sites.values()])
-    return Scene(sites, data.take("the pooled test", order), slices, data.take("the unlabelled rest", parts.transferal))
+    own = data.take("the coordinator's images", parts.labelled) if len(parts.labelled) else None
+    test, unlabelled = data.take("the pooled test", order), data.take("the unlabelled rest", parts.transferal)
+    return Scene(sites, test, slices, unlabelled, own)
 
 
 def _deal(cases: Sequence[Case], positions: Positions, shares: Mapping[str, float], seed: int) -> dict[str, Positions]:

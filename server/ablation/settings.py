@@ -107,12 +107,14 @@ class SplitSettings(Settings):
     test: float = Field(0.25, gt=0, lt=1, description="pooled over the sites: each gives the same part of its own")
     transferal: float = Field(0.2, gt=0, lt=1, description="whose labels nobody sees")
     validation: float = Field(0.2, gt=0, lt=1, description="of what a site has besides its test images; not trained on")
+    labelled: float = Field(0.0, ge=0, lt=1, description="the coordinator's own, with their labels, to fit a stack on")
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
-        if self.test + self.transferal >= 1:
+        if self.test + self.transferal + self.labelled >= 1:
             raise ValueError(
-                f"test and transferal leave the sites something; got {self.test:g} and {self.transferal:g}"
+                f"test, transferal and labelled leave the sites something; got {self.test:g}, {self.transferal:g} and "
+                f"{self.labelled:g}"
             )
         return self
 
@@ -183,10 +185,15 @@ class Ablation(Settings):
                 ]
         for name in (step.name for step in self.step):
             try:
-                self.recipe(name)
+                recipe = self.recipe(name)
             except ValidationError as error:
                 faults += [f"step.{name}.{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
                 break  # those after it have the same fault
+            if recipe.fusion.method == "stack" and not self.split.labelled:
+                faults.append(
+                    f"step.{name}.fusion.method: a stack is fitted on labelled images of the coordinator: give it a share of the "
+                    "data, split.labelled"
+                )
         return faults
 
     def sites_in(self, scenario: ScenarioSettings) -> dict[str, SiteSettings]:

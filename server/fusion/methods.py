@@ -7,7 +7,10 @@ method             holds against                                              st
 ``trimmed-mean``   up to ``trim`` sites; needs ``2 * trim + 1`` of each label  1 a site (all masks)
 ``median``         fewer than half of the sites                                1 a site (all masks)
 ``staple``         sites that are often wrong where most agree                 1 a site (all masks)
+``stack``          sites that are often wrong on the coordinator's own images  1 a site (all masks)
 =================  =========================================================  ==========================================
+
+The stack has to know whose mask is whose, so it is not behind this interface but in `consilium.server.stacking`.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +48,8 @@ class Method:
 
 
 def method_of(settings: FusionSettings) -> Method:
-    """Find the method that a study's settings name."""
+    """Find the method that a study's settings name; of a stack, the mean that stands in for it."""
+    settings = settings.stand_in
     if settings.method == "trimmed-mean":
         finish = partial(trimmed_mean.finish, trim=settings.trim)
         return Method(trimmed_mean.init, trimmed_mean.fold, trimmed_mean.merge, finish)

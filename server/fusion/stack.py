@@ -7,12 +7,14 @@ it can learn whom to believe, when silence means something, and how much it take
 Fifty images are enough and it takes seconds: pixels of which the sites say nearly the same (to a 16th) are fitted as one, with
 their number. Finally the threshold that gives these images the best Dice is moved to one half.
 
-It needs every site's masks, and all of the sites it was fitted on: it serves scripts and experiments, not federations.
+It needs every site's masks, and all of the sites it was fitted on: `consilium.server.stacking` tells what a study does where one
+is missing. The order of sites does not matter. It computes in fractions: the same bytes again on the same kind of machine. Does
+not work on sums alone.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +51,31 @@ class Stack:
         float64 (K,).
     alpha
         Target pixels at 384 x 384 from which on a site sees a target.
+    images
+        How many it was fitted on.
     """
 
     sites: tuple[str, ...]
     weights: Floats
     offset: Floats
     alpha: float
+    images: int
+
+    def to_card(self) -> dict[str, Any]:
+        """Give it as plain values: as JSON they are read back to the bit."""
+        return {
+            "sites": list(self.sites),
+            "weights": self.weights.tolist(),
+            "offset": self.offset.tolist(),
+            "alpha": self.alpha,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """Read what `to_card` gave."""
+        weights, offset = (np.array(card[key], np.float64) for key in ("weights", "offset"))
+        return cls(tuple(card["sites"]), weights, offset, card["alpha"], card["images"])
 
 
 def fit(masks: Mapping[str, SoftMasks], truth: npt.NDArray[np.uint8], alpha: float = 256.0) -> Stack:
@@ -80,7 +101,8 @@ def fit(masks: Mapping[str, SoftMasks], truth: npt.NDArray[np.uint8], alpha: flo
         raise DataError(f"masks and truth have one shape; got {held.shape[1:]} and {truth.shape}")
     sees = np.stack([gate.sees(mask, alpha) for mask in held])
     found = [_fit_label(held[:, :, k], sees[:, :, k], np.asarray(truth[:, k]) > 0) for k in range(truth.shape[1])]
-    return Stack(sites, np.stack([weights for weights, _ in found]), np.array([offset for _, offset in found]), alpha)
+    weights, offset = np.stack([weights for weights, _ in found]), np.array([offset for _, offset in found])
+    return Stack(sites, weights, offset, alpha, len(truth))
 
 
 def apply(stack: Stack, masks: Mapping[str, SoftMasks]) -> SoftMasks:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from consilium.common.wire import EvaluateReply, FineTuneReply, Score
+from consilium.server import stacking
 from consilium.server.agreement import stand_apart
 from consilium.server.consensus import weights_of
 from consilium.server.report.selection import by_collection, read_selection
@@ -87,12 +88,14 @@ def metrics(run: StudyRun) -> dict[str, Any]:
             "pooled_dice_by_label": run.pooled_by_label("student"),
         },
         "fusion": run.study.fusion.model_dump(mode="json", by_alias=True),
+        "stack": stacking.facts(run.study, run.ledger),
         "exclusion": run.study.exclusion.model_dump(mode="json", by_alias=True),
         "evaluation": run.evaluation(),
         "images": {
             "catalogue": len(run.catalogue),
             "transferal": len(transferal),
-            "test": len(run.catalogue) - len(transferal),
+            "test": len(run.catalogue.indices("test")),
+            "labelled": len(run.catalogue.indices("labelled")),
             "kept": len(transferal) - excluded.total() if selected else None,
             "excluded": dict(sorted(excluded.items())),
             "by_paper": (

@@ -129,16 +129,18 @@ def _way(run: StudyRun, metrics: Metrics, state: State) -> str:
     sites = "1 hospital" if len(run.study.sites) == 1 else f"{len(run.study.sites)} hospitals"
     moved = tables.bytes_text(sum(entry["bytes_sent"] for entry in metrics["sites"].values()))
     kept = f"the {images['kept']:,} images" if images["kept"] is not None else "the images"
-    network, fused = metrics["student"]["network"], f"the {run.study.fusion.method.replace('-', ' ')}"
+    network, fused = metrics["student"]["network"], f"the {run.study.fusion.method.replace('-', ' ')} of the answers"
+    if metrics["stack"]:
+        fused += f", {tables.stack_text(metrics['stack'])},"
     if done:
         return (
-            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; {fused} of "
-            f"the answers became one pseudo mask an image, and {kept} with a salient target taught one student ({network}). "
+            f"{sites} showed {images['transferal']:,} shared, unlabelled images to their own models; {fused} "
+            f"became one pseudo mask an image, and {kept} with a salient target taught one student ({network}). "
             f"No hospital's own images, labels or model weights left it; soft masks and scores did, {moved} in all."
         )
     return (
         f"In this study {sites} show {images['transferal']:,} shared, unlabelled images to their own models; {fused} "
-        f"of the answers becomes one pseudo mask an image, and {kept} with a salient target teach one student ({network}). "
+        f"becomes one pseudo mask an image, and {kept} with a salient target teach one student ({network}). "
         f"No hospital's own images, labels or model weights leave it; soft masks and scores do, {moved} so far."
     )
 

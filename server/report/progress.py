@@ -13,7 +13,7 @@ from rich.text import Text
 
 from consilium.server.board import STAGE_LABELS
 from consilium.server.report.table import Cell, Table
-from consilium.server.report.tables import NONE, bytes_text, plain, seconds_text
+from consilium.server.report.tables import NONE, bytes_text, plain, seconds_text, stack_text
 from consilium.server.status import TERMINAL, status
 
 EVERY_S: Final = 1.0
@@ -71,6 +71,8 @@ def console_status(told: Mapping[str, Any]) -> Group:
     parts: list[Table | Text] = [Text(f"Study {told['study']} {WORDS[told['status']]}.", style="bold")]
     if held_up := told["failure"] or told["awaits"]:
         parts.append(Text(held_up))
+    if told["stack"]:
+        parts.append(Text(f"The pseudo masks are a stack's, {stack_text(told['stack'])}."))
     if told["stages"]:
         parts += [Text(""), _stages(told["stages"])]
     parts += [Text(""), _sites(told["sites"])]

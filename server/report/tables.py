@@ -73,6 +73,13 @@ def dice_text(score: Mapping[str, Any] | None) -> str:
     return f"{score['mean']:.1f} ± {score['std']:.1f}" if score and score["n"] else NONE
 
 
+def stack_text(told: Mapping[str, Any]) -> str:
+    """On how many labelled images a stack was fitted, from its facts; the fewest, where labels differ."""
+    images = min(label["images"] for label in told["labels"].values())
+    stood_in = f" and, for {told['by_mean']:,} images, replaced by the weighted mean" if told["by_mean"] else ""
+    return f"fitted on {images:,} labelled images of the coordinator{stood_in}"
+
+
 def bytes_text(count: float | None) -> str:
     """Bytes for people, in powers of a thousand."""
     if count is None:

@@ -31,6 +31,7 @@ from consilium.server.ablation.targets import targets
 from consilium.server.cli import app
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Store
+from consilium.server.fusion import stack
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = CONFIGS / "consensus-ablation.toml"
@@ -145,6 +146,22 @@ def test_the_pooled_test_is_the_sites_tests_one_behind_the_other() -> None:
     assert scene.test.sources[scene.slices["bravo"]] == scene.sites["bravo"].test.sources == ("5",)
     assert np.array_equal(scene.test.truth[2], a_set(8).truth[5])
     assert (scene.pooled.sources, scene.unlabelled.sources) == (("0", "3"), ("6",))
+
+
+def test_the_coordinators_images_are_nobody_elses_and_without_a_share_all_stays_as_it_is() -> None:
+    """Of 200 images 40 are transferal and, with a share of 0.1, 20 the coordinator's; of each site's, 0.25 / 0.7 are test."""
+    sites = {"alpha": SITE, "bravo": SITE}
+    none = share_out([""] * 200, ["x"] * 200, sites, SHARES, 3)
+    some = share_out([""] * 200, ["x"] * 200, sites, SHARES.model_copy(update={"labelled": 0.1}), 3)
+    assert (len(none.labelled), len(some.labelled)) == (0, 20)
+    assert (some.transferal == none.transferal).all()
+    every = [some.labelled, some.transferal]
+    every += [each for site in some.sites.values() for each in (site.train, site.validation, site.test)]
+    assert sorted(np.concatenate(every).tolist()) == list(range(200))
+    assert (
+        sum(len(site.test) for site in some.sites.values()) == 50 == sum(len(one.test) for one in none.sites.values())
+    )
+    assert lay_out(a_set(200), none).labelled is None
 
 
 # --- FedAvg
@@ -323,6 +340,30 @@ def test_in_a_follow_up_sites_answer_with_the_first_study_s_student_as_they_fine
     assert second
     assert second.artefact.digest != student.artefact.digest
     assert work.answering(scenario, 0, again.first) == work.teachers(scenario, 0)
+
+
+def test_a_step_may_be_a_stack_fitted_on_the_coordinators_images(tmp_path: Path) -> None:
+    steps = [*document()["step"], {"name": "stack", "fusion": {"method": "stack"}, "distil": False}]
+    settings = settings_of(tmp_path, step=steps, consensus="consensus", split={"labelled": 0.2})
+    work = Ablator(settings, Store(tmp_path / "store"))
+    scenario, recipe = settings.scenario[0], settings.recipe("stack")
+    scene = work.scene(scenario, 0)
+    assert scene.labelled
+    answers = [work.masks(scenario, 0, recipe, data) for data in (scene.labelled, scene.test)]
+    own, others = ({name: np.asarray(one.masks) for name, one in held.items()} for held in answers)
+    learned = stack.fit(own, np.asarray(scene.labelled.truth), recipe.exclusion.alpha)
+    found = work.fused(scenario, 0, recipe, scene.test)
+    assert (found.pseudo.masks == stack.apply(learned, others)).all()
+    mean = work.fused(scenario, 0, settings.recipe("consensus"), scene.test)
+    assert (found.consensus == mean.consensus).all()
+
+
+def test_a_stack_without_the_coordinators_images_is_refused(tmp_path: Path) -> None:
+    steps = [*document()["step"], {"name": "stack", "fusion": {"method": "stack"}}]
+    with pytest.raises(SettingsError, match=r"step\.stack\.fusion\.method: a stack .* split\.labelled"):
+        settings_of(tmp_path, step=steps)
+    with pytest.raises(SettingsError, match="test, transferal and labelled leave the sites something"):
+        settings_of(tmp_path, split={"labelled": 0.55})
 
 
 # --- targets

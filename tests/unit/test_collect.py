@@ -17,6 +17,7 @@ from consilium.server.consensus import fuse
 from consilium.server.inquiry import Inquiry, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
+from consilium.server.stacking import Stacking
 from tests.federation_in_memory import HOSTILE, FederationInMemory, abstaining, honest, mask_of
 
 SIZE, COUNT, CHUNK = 32, 10, 4
@@ -38,14 +39,17 @@ class Case:
         fusion: dict[str, object] | None = None,
         exclusion: dict[str, object] | None = None,
         validation: dict[str, Validation] | None = None,
+        truth: np.ndarray | None = None,
         **more: object,
     ) -> None:
         self.folder = folder
+        self.truth = truth
         self.validation = validation or {}
         self.known = known or dict.fromkeys(SITES, (0,))
         self.shape = (len(labels), SIZE, SIZE)
         pixels = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
-        images = (catalogue.CatalogueImage(image, str(i)) for i, image in enumerate(pixels))
+        roles = ["labelled"] * (0 if truth is None else len(truth)) + ["transferal"] * COUNT
+        images = (catalogue.CatalogueImage(image, str(i), role=roles[i]) for i, image in enumerate(pixels))
         self.catalogue = catalogue.build(folder / "catalogue", "c", images, make_signing_key(folder / "key"))
         collect = {"chunk": CHUNK, "quorum": quorum, "deadline-s": 60.0} | {
             key.replace("_", "-"): value for key, value in more.items()
@@ -82,6 +86,7 @@ class Case:
             known=self.known,
             envelope={"study": self.study.digest, "catalogue": self.catalogue.hash},
             validation=self.validation,
+            stacking=Stacking(self.study, self.ledger, self.truth) if self.study.fusion.method == "stack" else None,
             on_chunk=on_chunk,
             on_look=on_look,
         ).run()

@@ -36,7 +36,7 @@ from consilium.common.errors import (
 from consilium.common.exchange import MAGIC, Header, reading, writing
 from consilium.common.settings import parse
 from consilium.common.study import Study
-from consilium.server import cli, status
+from consilium.server import cli, labelled_set, status
 from consilium.server import exchange as coordinator
 from consilium.server.app import run_stages
 from consilium.server.ledger import Ledger, stop_of
@@ -103,7 +103,9 @@ def named(home: object, name: str) -> object:
     return type(home)(settings, home.folder)
 
 
-def federation(folder: Path, offline: tuple[str, ...] = ("west",), **study: object) -> Federation:
+def federation(
+    folder: Path, offline: tuple[str, ...] = ("west",), labelled_images: int = 0, **study: object
+) -> Federation:
     run = RunFolder(folder / "run")
     training = {"image-budget": 8, "batch": 2, "device": "cpu", "threads": 1, "augment": False}
     values = {
@@ -119,7 +121,11 @@ def federation(folder: Path, offline: tuple[str, ...] = ("west",), **study: obje
     run.create(parse(Study, values, "test"))
     key = identity.signing_key(folder / "signing.pem")
     images = np.random.default_rng(1).integers(0, 256, (IMAGES, 1, SIZE, SIZE), np.uint8)
-    made = build(run.catalogue, "shared", [CatalogueImage(image, "x") for image in images], key)
+    own = labelled.Labelled(images, images // 128, ("x",) * IMAGES, ("",) * IMAGES).take(np.arange(labelled_images))
+    if labelled_images:
+        labelled_set.pack(run, own, ["lesion"])
+    listed = [*labelled_set.catalogue_images(own), *(CatalogueImage(image, "x") for image in images[labelled_images:])]
+    made = build(run.catalogue, "shared", listed, key)
     offer_key(run, made.hash, key)
     return Federation(folder, key, StudyRun(run, run.open_study(), made, Ledger.open(run.ledger)))
 
@@ -129,8 +135,10 @@ def case(tmp_path: Path) -> Federation:
     return federation(tmp_path)
 
 
-def test_the_pseudo_masks_are_those_of_a_connected_site_bit_for_bit(tmp_path: Path) -> None:
-    connected, offline = federation(tmp_path / "a", ()), federation(tmp_path / "b")
+@pytest.mark.parametrize("method", ["weighted-mean", "stack"])
+def test_the_pseudo_masks_are_those_of_a_connected_site_bit_for_bit(tmp_path: Path, method: str) -> None:
+    more = {"labelled_images": 3, "fusion": {"method": method}}
+    connected, offline = federation(tmp_path / "a", (), **more), federation(tmp_path / "b", **more)
     taken = offline.take(offline.answer(offline.export()))
     assert (taken.site, taken.masks, taken.abstained) == ("west", IMAGES, 0)
     expected = connected.collect("north", "east", "west")
@@ -141,6 +149,11 @@ def test_the_pseudo_masks_are_those_of_a_connected_site_bit_for_bit(tmp_path: Pa
         "east",
     }
     np.testing.assert_array_equal(offline.run.watched.of("west"), connected.run.watched.of("west"))
+
+
+def test_no_request_is_written_for_a_stack_that_cannot_be_fitted(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="lists none"):
+        federation(tmp_path, fusion={"method": "stack"}).export()
 
 
 def test_a_study_whose_sites_are_all_offline_asks_nobody(tmp_path: Path) -> None:
