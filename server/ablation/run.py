@@ -223,9 +223,18 @@ class Ablator:
         kept = self.kept(fusion, recipe)
         if not len(kept):
             return None
-        return stages.distil(
-            self.store, data, fusion.pseudo, recipe.student, seed=seed, kept=kept, agreement=fusion.agreement
-        )
+        student = recipe.student.model_copy(update={"network": self.network(seed, recipe)})
+        return stages.distil(self.store, data, fusion.pseudo, student, seed=seed, kept=kept, agreement=fusion.agreement)
+
+    def network(self, seed: int, recipe: Recipe) -> NetworkSettings:
+        """The student's network, with what it begins with."""
+        student, before = recipe.student, recipe.pretraining
+        if before is None:
+            return student.network
+        training = student.training.model_copy(update={"epochs": 0, "image_budget": before.image_budget})
+        image, labels = self.settings.image, self.data(self.settings.labelled).truth.shape[1]
+        shape = (image.channels, labels, image.size)
+        return stages.pretrain(self.store, student.network, training, before.phantoms, shape, seed=seed).start
 
     def pooled_data(self, scenario: ScenarioSettings, seed: int) -> Model:
         """The judged step's student, trained with all sites' labels."""
@@ -270,7 +279,7 @@ class Ablator:
         recipe = self.settings.recipe(self.settings.judged)
         seen = recipe.images_seen(len(self.transferal(scenario, seed, recipe)), len(self.settings.sites))
         how = recipe.student.training.model_copy(update={"epochs": 0, "image_budget": seen})
-        return recipe.student.network, how
+        return self.network(seed, recipe), how
 
     # --- rows
 

@@ -45,6 +45,13 @@ class FollowUpSettings(Settings):
     learning_rate: float = Field(3e-4, gt=0, description="of that; all else is as the student was trained")
 
 
+class PretrainingSettings(Settings):
+    """Synthetic ultrasound that the student, and every network it is compared with, sees first (`consilium pretrain`)."""
+
+    phantoms: int = Field(1600, ge=4, description="images that are made, of four imaginary hospitals together")
+    image_budget: int = Field(16_000, ge=1, description="images seen in all; all else is as the student is trained")
+
+
 class StepSettings(Settings):
     """A rung of the ladder: a partial study, laid over the one it comes after."""
 
@@ -55,6 +62,9 @@ class StepSettings(Settings):
     student: dict[str, Any] = Field(default_factory=dict)
     follow_up: FollowUpSettings | None = Field(
         None, description="a second study, with this fine-tuning between the two"
+    )
+    pretraining: PretrainingSettings | None = Field(
+        None, description="what the student sees before its first pseudo mask"
     )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")
@@ -70,6 +80,7 @@ class Recipe(Settings):
     exclusion: ExclusionSettings = ExclusionSettings()
     student: StudentSettings = StudentSettings()
     follow_up: FollowUpSettings | None = None
+    pretraining: PretrainingSettings | None = None
     transferal: NameList
 
     @property
@@ -297,8 +308,11 @@ def applied(settings: Ablation, scale: scales.Scale) -> dict[str, Any]:
             _without_length(site)
     for place, step in enumerate(made["step"]):
         _without_length(step["student"])
-        if "follow-up" in step:
-            step["follow-up"]["image-budget"] = scale.student.image_budget
+        for part in ("follow-up", "pretraining"):
+            if part in step:
+                step[part]["image-budget"] = scale.student.image_budget
+        if "pretraining" in step and scale.phantoms:
+            step["pretraining"]["phantoms"] = scale.phantoms
         network = step["student"].get("network", {} if place else StudentSettings().network.model_dump(by_alias=True))
         if "name" in network:
             whole = NetworkSettings.model_validate(network).model_dump(mode="json", by_alias=True)

@@ -298,6 +298,18 @@ def send(site: SitePort, request: wire.Request) -> wire.Reply:
     return reply
 
 
+def test_a_file_that_a_students_card_names_is_not_opened_at_the_site(
+    tmp_path: Path, coordinator: Coordinator, reach: Reach
+) -> None:
+    site = make_site(tmp_path)
+    site.describe(coordinator.describe())
+    label_data(make_home(tmp_path))
+    card = json.loads(coordinator.student()[0])
+    card["architecture"]["weights"] = "/srv/patients/gone.safetensors"
+    reply = reach(site).evaluate(coordinator.evaluate(card=json.dumps(card)))
+    assert reply.student.n == reach(site).evaluate(coordinator.evaluate()).student.n
+
+
 def test_a_study_without_this_site_is_refused(tmp_path: Path) -> None:
     other = Coordinator(tmp_path / "c", sites=["east"], **{"fine-tune": {}})
     with pytest.raises(WireError) as refusal:
