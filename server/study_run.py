@@ -7,6 +7,7 @@ carries messages, not what it is made of.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -163,14 +164,18 @@ class StudyRun:
                 on_step=self.stages.training("distill"),
             )
             size, channels = self.study.image.size, self.study.image.channels
-            card = card_of(student, self.study.student, size, channels, self.study.labels) | {
-                "study": self.study.digest,
-                "catalogue": self.catalogue.hash,
-                "sites": sorted(self.ledger.answers()),
-                "images": len(kept),
-                "settings": self.study.model_dump(mode="json", by_alias=True),
-                "versions": wire.versions(),
-            }
+            card = (
+                card_of(student, self.study.student, size, channels, self.study.labels)
+                | self._start()
+                | {
+                    "study": self.study.digest,
+                    "catalogue": self.catalogue.hash,
+                    "sites": sorted(self.ledger.answers()),
+                    "images": len(kept),
+                    "settings": self.study.model_dump(mode="json", by_alias=True),
+                    "versions": wire.versions(),
+                }
+            )
             student_files.save_student(self.folder.student, student, card)
             self.ledger.keep_result("", "history", json.dumps(history.curve))
             self.ledger.keep_result("", "parameters", str(card["parameters"]))
@@ -254,6 +259,13 @@ class StudyRun:
         )
 
     # --- inside
+
+    def _start(self) -> dict[str, str]:
+        """What the student began with, for its card; nothing where it began with random weights."""
+        from consilium.common.networks.weights import digest_of_file
+
+        weights = self.study.student.network.weights
+        return {} if weights == "none" else {"weights-sha256": digest_of_file(Path(weights))}
 
     def _stacking(self) -> Stacking | None:
         """What fits the stack and applies it, where the study's fusion is one; once it is fitted, no truth is needed."""
