@@ -11,8 +11,10 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(BIN)/consilium demo
 
+# In the order of the folders, so that the federations, a minute or more each, come first. By default a file of few tests comes
+# last, and several of these were kept waiting for one process while the other had nothing left to do.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 install: $(STAMP)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from consilium.common.errors import SettingsError
 from consilium.common.settings import read_toml
@@ -55,7 +54,7 @@ def experiment(
     console.print(f"Page: {(root / 'index.html').resolve()}", highlight=False, soft_wrap=True)
 
 
-Done = tuple[Path, list[Table], list[str]]
+Done = tuple[Path, list[RenderableType], list[str]]
 """The folder, the tables for a terminal, and what is to be noted."""
 
 

@@ -37,7 +37,15 @@ def targets_table(found: Sequence[Target], judged: str) -> Table:
     words = {True: "met", False: "missed", None: NONE}
     lines = [(Cell(one.rule), Cell(one.came), Cell(words[one.met], best=one.met is True)) for one in found]
     return Table(
-        "targets", f"What the step {judged} is held to.", ("Its student is", "Dice points (%)", ""), tuple(lines)
+        "targets",
+        f"What the student of the step {judged} is held to.",
+        ("Target", "Found (Dice points)", "Result"),
+        tuple(lines),
+        (
+            "In brackets: each seed's.",
+            "Of the way: the student's gain over the best teacher, of the gain that training on everybody's data has; means over "
+            "the seeds.",
+        ),
     )
 
 
@@ -77,10 +85,13 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
             "teachers' own masks.",
             "FedAvg, all sites' labels, true masks: the judged step's network, trained at the same compute; the last on the "
             "labelled data set's own unlabelled images, with their true masks: more than any fusion can give.",
+            "Model: the teacher or the baseline itself; of a step, its student.",
             "Kept: transferal images after exclusion, of how many.",
             "In brackets: the mean of the seeds' intervals at 95 %, by resampling whole groups of near duplicates.",
             "Worst site: the student less the site's own teacher, on that site's own test, where it is least.",
+            "A dash: not measured. A step without a model was only fused, or left no image to train on.",
         ),
+        spare=("Kept", "Fused, shared"),
     )
 
 
@@ -107,6 +118,7 @@ def sites_table(rows: Sequence[Row], step: str) -> Table:
         f"Dice (%) of each site's own teacher and of the student of {step}, on the site's own test images.",
         ("Site", "Own teacher", "Student", "Difference", *BASELINES.values()),
         tuple(lines),
+        spare=tuple(reversed(BASELINES.values())),
     )
 
 
@@ -143,6 +155,7 @@ def scenarios_table(settings: Ablation, rows: Sequence[Row]) -> Table:
         ),
         tuple(lines),
         ("Test images differ where sites see other cases: compare within a row.",),
+        ("Mean teacher", f"Fused, {paper}", *BASELINES.values(), f"Fused, {judged}"),
     )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
-"""What an experiment shows: tables as files, and one page with everything on it."""
+"""What an experiment shows: tables as files and for a terminal, and one page with everything on it."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-import rich.table
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.console import Group
 from rich.text import Text
 
 from consilium.server.disk import write_text
@@ -19,6 +21,12 @@ from consilium.server.experiment.run import Count, Experimenter
 from consilium.server.experiment.scores import Selected
 from consilium.server.experiment.settings import PHANTOMS, DataSettings, Experiment
 from consilium.server.experiment.tables import all_tables
+from consilium.server.report import table as terminal
+
+_LONG_WORD: Final = len("DeepLabv3+")
+"""A longer word of a header goes on in a second line behind its hyphens."""
+_ENDS: Final = re.compile(r" (?=[±[(])|(?<=[,)]) ")
+"""Where a number's line may end: before a deviation, a bracket or the paper's number, and after a comma or a bracket."""
 
 
 def write_pages(work: Experimenter, rows: Sequence[Row], root: Path) -> list[Table]:
@@ -79,20 +87,28 @@ def counterpart(name: str, data: DataSettings) -> Counterpart:
     return replace(known, label=label, paper="")
 
 
-def console_table(table: Table) -> rich.table.Table:
-    """The table for a terminal, where deviations stand below their means: seven columns fit into eighty letters."""
-    shown = rich.table.Table(
-        title=table.caption, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False
+def console_table(table: Table) -> Group:
+    """The table and its notes for a terminal of any width: deviations and intervals stand below their means."""
+    columns = tuple(column if column in table.spare else _header(column) for column in table.columns)
+    rows = tuple(
+        (terminal.Cell(_whole(first.text), first.best), *map(_number, numbers)) for first, *numbers in table.rows
     )
-    for place, column in enumerate(table.columns):
-        header = column.replace("student ", "student\n")
-        header = header.replace("-", "-\n") if len(column) > len("DeepLabv3+") else header
-        shown.add_column(header, justify="right" if place else "left", overflow="fold")
-    for row in table.rows:
-        texts = (f"{cell.text} [{cell.paper}]" if cell.paper else cell.text for cell in row)
-        lines = (text.replace(" ±", "\n±").replace(" [", "\n[") for text in texts)
-        shown.add_row(*(Text(text, "bold" if cell.best else "") for text, cell in zip(lines, row, strict=True)))
-    return shown
+    shown = terminal.Table(_whole(table.caption), columns, rows, spare=table.spare)
+    return Group(Text(""), shown, *(Text(note, style="dim") for note in table.notes))
+
+
+def _header(column: str) -> str:
+    return " ".join(word.replace("-", "-\n") if len(word) > _LONG_WORD else word for word in column.split())
+
+
+def _whole(text: str) -> str:
+    """Words with the number of images, ``(n = 6)``, as one word."""
+    return text.replace("(n = ", "(n=")
+
+
+def _number(cell: render.Cell) -> terminal.Cell:
+    text = f"{cell.text} [{cell.paper}]" if cell.paper else cell.text
+    return terminal.Cell(_ENDS.sub("\n", text), cell.best)
 
 
 def _figures(work: Experimenter) -> list[tuple[str, Markup]]:

@@ -32,7 +32,8 @@ class Cell:
 class Table:
     """Rows under headers, with a caption above and notes below. The first column holds words, the others numbers.
 
-    ``name`` serves as file name and label: letters, digits and hyphens.
+    ``name`` serves as file name and label: letters, digits and hyphens. ``spare`` are headers of columns that a narrow terminal
+    may do without, the first to go first; files have every column.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
 
 def markdown(table: Table) -> str:

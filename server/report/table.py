@@ -1,7 +1,8 @@
 """One table: rows of words and numbers, and how a terminal of any width shows them without breaking a word.
 
 It is laid out when it is printed, for the width there is then. Long texts go on in a second line. Where the longest words of all
-columns do not fit side by side, columns that the table can spare are left out, and a line below names them.
+columns do not fit side by side, columns that the table can spare are left out, and a line below names them. A text may have
+lines of its own.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 EDGES: Final = 2
-GAP: Final = 3
+GAP: Final = 2
 """Characters beside the columns: left and right of all, and between two."""
 
 
@@ -45,7 +46,7 @@ class Table:
         shown = fitting(self, options.max_width)
         yield _drawn(shown, widths(shown, options.max_width))
         if left_out := [column for column in self.columns if column not in shown.columns]:
-            yield Text(f"No room here for: {', '.join(left_out)}.", style="dim")
+            yield Text(f"No room here for: {'; '.join(left_out)}.", style="dim")
 
 
 def fitting(table: Table, width: int) -> Table:
@@ -73,7 +74,14 @@ def widths(table: Table, width: int) -> list[int]:
 
 
 def _drawn(table: Table, column_widths: Iterable[int]) -> RichTable:
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for place, (column, width) in enumerate(zip(table.columns, column_widths, strict=True)):
         drawn.add_column(
             column,
@@ -94,17 +102,21 @@ def _beside(table: Table) -> int:
 
 
 def _least(table: Table) -> list[int]:
-    """Of each column the longest word; a number is one word, whatever is in it."""
+    """Of each column the longest word; a line of a number is one word, whatever is in it."""
     found = []
     for place, (header, *cells) in enumerate(_texts(table)):
-        words = header.split() + (cells if place >= table.words else " ".join(cells).split())
+        words = header.split() + (_lines(cells) if place >= table.words else " ".join(cells).split())
         found.append(max(map(cell_len, words), default=0))
     return found
 
 
 def _most(table: Table) -> list[int]:
-    """Of each column the longest text."""
-    return [max(map(cell_len, texts)) for texts in _texts(table)]
+    """Of each column the longest line."""
+    return [max(map(cell_len, _lines(texts)), default=0) for texts in _texts(table)]
+
+
+def _lines(texts: Iterable[str]) -> list[str]:
+    return [line for text in texts for line in text.splitlines()]
 
 
 def _texts(table: Table) -> list[list[str]]:

@@ -541,5 +541,6 @@ def test_the_shipped_ablation_runs_on_phantoms_and_shows_what_it_found(tmp_path:
     page = (tmp_path / "run" / "index.html").read_text()
     for words in ('id="ladder"', "What each step changes", "<svg", "at least as good as the best single teacher"):
         assert words in page
+    assert "follow-up = {" in page
     assert "var(--" not in (tmp_path / "run" / "ladder.svg").read_text()
     assert str(tmp_path / "run" / "index.html") in told.output.replace("\n", "")

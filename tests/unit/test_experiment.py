@@ -1,7 +1,6 @@
 """Experiments: what a file may say, how cells are computed, kept and resumed, and that the paper's files run."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -303,22 +303,46 @@ def test_two_processes_do_not_write_one_experiment(tmp_path: Path) -> None:
             run(settings_of(tmp_path), tmp_path / "run")
 
 
+WAITS_IN_TRAINING = """
+import time
+from consilium.common.training import checkpoint
+from consilium.server.cli import main
+
+def save_and_wait(state, folder, save=checkpoint.save):
+    save(state, folder)
+    if state.step == 15:
+        time.sleep(600)
+
+checkpoint.save = save_and_wait
+main()
+"""
+"""The command, but that a training waits at its fifteenth step, however fast the machine is: teachers here take four."""
+
+
 def test_a_killed_experiment_goes_on_and_ends_with_the_same_results(tmp_path: Path) -> None:
     long = SHORT | {"image-budget": 240, "checkpoint-every-s": 0}
     students = {"pupil": {"network": NETWORK, "training": long}}
     settings_of(tmp_path, students=students)
-    command = [sys.executable, "-m", "consilium.server.cli", "experiment", str(tmp_path / "experiment.toml"), "--run"]
+    arguments = ["experiment", str(tmp_path / "experiment.toml"), "--run"]
+    command = [sys.executable, "-m", "consilium.server.cli", *arguments]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
-    with subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL) as process:
+    def steps_done() -> int:
+        """Of the training that is under way; 0 for none."""
+        try:
+            return max(int(torch.load(path)["step"]) for path in killed.glob("artefacts/model/*/checkpoints/*.pt"))
+        except (ValueError, FileNotFoundError):  # a teacher's is removed when it is trained
+            return 0
+
+    waiting = [sys.executable, "-c", WAITS_IN_TRAINING, *arguments, str(killed)]
+    with subprocess.Popen(waiting, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         limit = time.monotonic() + 120
-        while time.monotonic() < limit and process.poll() is None:
-            done = killed / "results.csv"
-            if done.exists() and len(without_seconds(done)) == 2 and list(killed.glob("*/model/*/checkpoints/*.pt")):
-                break
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "the student was still in training"
+        while steps_done() != 15 and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.kill()
+        told = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, f"it ended by itself, before the student was in training: {told}"
+    assert steps_done() == 15, f"of 30, when it was killed after 120 s at the latest: {told}"
     assert len(without_seconds(killed / "results.csv")) == 2
     for folder in (killed, whole):
         subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
