@@ -7,7 +7,7 @@ Both statistics are computed on the final uint8 pseudo mask. For several labels 
 the labels at each pixel.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -23,7 +23,10 @@ PAPER_SIZE: Final = 384
 
 
 class Reason(StrEnum):
-    """Why an image is left out; empty where it is kept. One with too few masks has no pseudo mask: nothing is measured."""
+    """Why an image is left out; empty where it is kept. One with too few masks has no pseudo mask: nothing is measured.
+
+    A far set is left out as a whole, whatever its single images are.
+    """
 
     KEPT = ""
     FEW_TARGET_PIXELS = "few-target-pixels"
@@ -32,6 +35,7 @@ class Reason(StrEnum):
     NO_CONSENSUS = "no-consensus"
     FEW_AND_NO_CONSENSUS = "few-target-pixels+no-consensus"
     TOO_FEW_MASKS = "too-few-masks"
+    FAR_SET = "far-set"
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,29 @@ def reasons_by_consensus(
         (True, False): Reason.FEW_AND_NO_CONSENSUS,
     }
     return [table[bool(n), bool(met)] for n, met in zip(few, consensus, strict=True)]
+
+
+def without_far_sets(
+    reasons: Sequence[Reason], sets: Sequence[str], weights: npt.NDArray[np.float64], least: float
+) -> list[Reason]:
+    """Leave out whole transferal sets that the sites are far less sure and of one mind about than about the best one.
+
+    One image says little: a pseudo mask that sites agree about may be wrong, and a hard case of their own organ is what the
+    student needs. The mean over a set says much: about images of another organ, sites differ.
+
+    Parameters
+    ----------
+    reasons
+        Decided image by image; the means are over those that are kept.
+    sets
+        Which set each image came with.
+    weights
+        float64 (n,), of each image; see `weighting.image_weights`.
+    least
+        Share of the best set's mean weight, in [0, 1); 0 leaves out none.
+    """
+    kept = np.array([not reason for reason in reasons], np.bool_)
+    names = np.array(sets)
+    means = {name: float(weights[kept & (names == name)].mean()) for name in sorted(set(names[kept].tolist()))}
+    far = {name for name, mean in means.items() if mean < least * max(means.values())}
+    return [Reason.FAR_SET if not why and name in far else why for why, name in zip(reasons, sets, strict=True)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from consilium.common.catalogue import Catalogue
 from consilium.common.study import Study
@@ -19,6 +20,15 @@ COLUMNS: Final = (
     *("seen", "agreement", "reason", "paper_reason"),
 )
 """Of ``selection.csv``."""
+
+
+def agreement_of(ledger: Ledger, images: int) -> npt.NDArray[np.float64]:
+    """How far the sites that were folded in agree about each image, float64 (n,); NaN where they are fewer than two."""
+    found = np.full(images, np.nan)
+    for image, opinion in ledger.opinion().items():
+        if opinion.agreement is not None:
+            found[image] = opinion.agreement
+    return found
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,8 @@ class Selector:
         for image, opinion in self.ledger.opinion().items():
             consensus[image] = opinion.consensus
         alpha, size = self.study.exclusion.alpha, self.study.image.size
-        reasons = exclusion.reasons_by_consensus(found, consensus, alpha=alpha, size=size)
-        return found, self._without_mask(reasons)
+        reasons = self._without_mask(exclusion.reasons_by_consensus(found, consensus, alpha=alpha, size=size))
+        return found, self._without_far_sets(reasons)
 
     def by_paper(self, found: exclusion.Statistics) -> list[exclusion.Reason]:
         """What the paper's rule says of every image, whether it decides or not."""
@@ -102,6 +112,17 @@ class Selector:
         masks = self.pseudo_masks.read()
         step = self.study.collect.chunk
         return exclusion.join(exclusion.statistics(masks[at : at + step]) for at in range(0, len(masks), step))
+
+    def _without_far_sets(self, reasons: list[exclusion.Reason]) -> list[exclusion.Reason]:
+        least = self.study.exclusion.least_set
+        if not least or len(self.catalogue.collections) < 2:
+            return reasons
+        weights = weighting.set_weights(self.pseudo_masks.read(), agreement_of(self.ledger, len(self.catalogue)))
+        at, entries = self.catalogue.indices("transferal"), self.catalogue.manifest.images
+        sets = [entries[i].collection for i in at]
+        decided = exclusion.without_far_sets([reasons[i] for i in at], sets, weights[at], least)
+        found = dict(zip(at.tolist(), decided, strict=True))
+        return [found.get(i, reason) for i, reason in enumerate(reasons)]
 
     def _without_mask(self, reasons: list[exclusion.Reason]) -> list[exclusion.Reason]:
         for image in self.ledger.images_without_mask():

@@ -32,7 +32,7 @@ from consilium.server.participants import Participants
 from consilium.server.pooled_test import PooledTest
 from consilium.server.run_folder import MaskFile, RunFolder
 from consilium.server.seals import Seals
-from consilium.server.selection import Selector
+from consilium.server.selection import Selector, agreement_of
 from consilium.server.stacking import Stacking, kept
 from consilium.server.stage_book import StageBook
 
@@ -159,7 +159,7 @@ class StudyRun:
                 self.study.student.model_copy(update={"training": training}),
                 seed=self.study.seed,
                 kept=kept,
-                agreement=self.agreement(),
+                agreement=agreement_of(self.ledger, len(self.catalogue)),
                 folder=self.folder.student / "checkpoints",
                 on_step=self.stages.training("distill"),
             )
@@ -215,14 +215,6 @@ class StudyRun:
             ).run(native)
 
     # --- what stages left
-
-    def agreement(self) -> npt.NDArray[np.float64]:
-        """How far the sites that were folded in agree about each image, float64 (n,); NaN where they are fewer than two."""
-        found = np.full(len(self.catalogue), np.nan)
-        for image, opinion in self.ledger.opinion().items():
-            if opinion.agreement is not None:
-                found[image] = opinion.agreement
-        return found
 
     def pooled(self, kind: str, site: str = "") -> Score | None:
         """A score on the pooled test images, if it was measured."""

@@ -57,6 +57,11 @@ def agreement_weights(agreement: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     return np.where(known, agreement, agreement[known].mean() if known.any() else 1.0)
 
 
+def set_weights(masks: SoftMasks, agreement: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Give what each image adds to its transferal set's standing, float64 (n,): self-Dice times agreement."""
+    return agreement_weights(agreement) * self_dice(masks)
+
+
 def image_weights(
     method: str, masks: SoftMasks, agreement: npt.NDArray[np.float64] | None = None
 ) -> npt.NDArray[np.float64] | None:
@@ -77,8 +82,7 @@ def image_weights(
         return self_dice(masks)
     if agreement is None:
         raise DataError(f'image-weights = "{method}" needs how far the sites agree about each image')
-    agreed = agreement_weights(agreement)
-    return agreed if method == "agreement" else agreed * self_dice(masks)
+    return agreement_weights(agreement) if method == "agreement" else set_weights(masks, agreement)
 
 
 def _self_dice(masks: SoftMasks) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ from consilium.common.metrics import dice
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation
-from consilium.server import consensus, exclusion, stacking
+from consilium.server import consensus, exclusion, stacking, weighting
 from consilium.server.ablation import fedavg, teachers
 from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Place, Row, scored, write_rows
 from consilium.server.ablation.scene import Scene, lay_out, share_out
@@ -206,24 +206,35 @@ class Ablator:
             np.load(kept.folder / "agreement.npy"),
         )
 
-    def kept(self, fusion: Fusion, recipe: Recipe) -> npt.NDArray[np.int64]:
-        """The images that exclusion leaves, by position."""
+    def sets(self, scenario: ScenarioSettings, seed: int, recipe: Recipe) -> list[str]:
+        """Which set each transferal image is of."""
+        own = len(self.scene(scenario, seed).unlabelled)
+        further = [name for name in recipe.transferal for _ in range(len(self.data(name)))]
+        return [self.settings.labelled] * own + further
+
+    def kept(self, fusion: Fusion, recipe: Recipe, sets: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The images that exclusion leaves, by position; `sets` tells which set each is of."""
         rule = recipe.exclusion
         selection = stages.select(self.store, fusion.pseudo, alpha=rule.alpha, beta=rule.beta)
         if rule.rule == "paper":
             return selection.kept
         size = fusion.pseudo.masks.shape[-1]
         reasons = exclusion.reasons_by_consensus(selection.found, fusion.consensus, alpha=rule.alpha, size=size)
+        if rule.least_set:
+            weights = weighting.set_weights(fusion.pseudo.masks, fusion.agreement)
+            reasons = exclusion.without_far_sets(reasons, sets, weights, rule.least_set)
         return np.array([i for i, reason in enumerate(reasons) if not reason], np.int64)
 
     def student(self, scenario: ScenarioSettings, seed: int, recipe: Recipe) -> Model | None:
         """A step's student; None where no image is left."""
         data = self.transferal(scenario, seed, recipe)
         fusion = self.fused(scenario, seed, recipe, data)
-        kept = self.kept(fusion, recipe)
+        kept = self.kept(fusion, recipe, self.sets(scenario, seed, recipe))
         if not len(kept):
             return None
-        student = recipe.student.model_copy(update={"network": self.network(seed, recipe)})
+        before = self.student(scenario, seed, recipe.first) if recipe.follow_up else None
+        network = before.start if before else self.network(seed, recipe)
+        student = recipe.student.model_copy(update={"network": network})
         return stages.distil(self.store, data, fusion.pseudo, student, seed=seed, kept=kept, agreement=fusion.agreement)
 
     def network(self, seed: int, recipe: Recipe) -> NetworkSettings:
@@ -308,7 +319,7 @@ class Ablator:
         scene, data = self.scene(scenario, seed), self.transferal(scenario, seed, recipe)
         on_test, on_transferal = (self.fused(scenario, seed, recipe, one) for one in (scene.test, data))
         own = len(scene.unlabelled)  # they come first
-        left = len(self.kept(on_transferal, recipe))
+        left = len(self.kept(on_transferal, recipe, self.sets(scenario, seed, recipe)))
         place = Place(scenario.name, seed, cell.step, Kind.ENSEMBLE, "", len(data), left)
         rows = self._scored(
             place,

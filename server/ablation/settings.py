@@ -39,7 +39,10 @@ class ScenarioSettings(Settings):
 
 
 class FollowUpSettings(Settings):
-    """A second study after the first: every site fine-tunes the first one's student, and answers with what came of it."""
+    """A second study after the first: every site fine-tunes the first one's student, and answers with what came of it.
+
+    The second student goes on from the first.
+    """
 
     image_budget: int = Field(ge=1, description="images a site sees as it fine-tunes the student, repeats counted")
     learning_rate: float = Field(3e-4, gt=0, description="of that; all else is as the student was trained")

@@ -43,6 +43,7 @@ REASONS: Final = {
     "no-consensus": "too few sites see a target",
     "few-target-pixels+no-consensus": "both: too few target pixels, too few sites see a target",
     "too-few-masks": "too few sites gave a mask",
+    "far-set": "of a set that the sites agree little about",
 }
 _STAGES: Final = {
     "data": "images are read, packed and signed",
