@@ -102,17 +102,8 @@ class ExclusionSettings(Settings):
         "paper", description="alpha or beta; or alpha or no quorum behind the target, however fuzzy it is"
     )
     least_set: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="a transferal set is left out whose images weigh less, as a share of the best set's",
+        0.0, ge=0, lt=1, description="consensus: least mean weight of a set, as a share of the best set's; 0: any"
     )
-
-    @model_validator(mode="after")
-    def _sets_by_consensus(self) -> Self:
-        if self.least_set and self.rule == "paper":
-            raise ValueError(f'least-set needs rule = "consensus": the paper knows no sets; got {self.least_set:g}')
-        return self
 
 
 class StudentSettings(Settings):

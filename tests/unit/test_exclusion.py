@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.measure import shannon_entropy
 
-from consilium.server.exclusion import Reason, Statistics, reasons, reasons_by_consensus, statistics
+from consilium.server.exclusion import (
+    Reason,
+    Statistics,
+    reasons,
+    reasons_by_consensus,
+    statistics,
+    without_far_sets,
+)
 
 
 def planes(*rows: list[int]) -> np.ndarray:
@@ -85,3 +92,21 @@ def test_by_consensus_a_fuzzy_image_stays_and_one_that_no_quorum_sees_goes() -> 
         Reason.FEW_TARGET_PIXELS,
         Reason.FEW_AND_NO_CONSENSUS,
     ]
+
+
+SETS = ["breast", "breast", "thyroid", "thyroid", "thyroid"]
+WEIGHTS = np.array([0.6, 0.2, 0.3, 0.1, 0.9])
+"""Kept images of the breast weigh 0.4 on average, those of the thyroid 0.2: half as much."""
+DECIDED = [Reason.KEPT, Reason.KEPT, Reason.KEPT, Reason.KEPT, Reason.NO_CONSENSUS]
+
+
+@pytest.mark.parametrize(("least", "far"), [(0.51, True), (0.49, False), (0.0, False)])
+def test_a_set_is_far_below_a_share_of_the_best_sets_mean_weight(least: float, far: bool) -> None:
+    found = without_far_sets(DECIDED, SETS, WEIGHTS, least)
+    thyroid = Reason.FAR_SET if far else Reason.KEPT
+    assert found == [Reason.KEPT, Reason.KEPT, thyroid, thyroid, Reason.NO_CONSENSUS]
+
+
+def test_a_set_alone_is_never_far_and_none_is_where_nothing_is_kept() -> None:
+    assert without_far_sets(DECIDED[:2], SETS[:2], WEIGHTS[:2], 0.99) == DECIDED[:2]
+    assert without_far_sets([Reason.NO_CONSENSUS] * 5, SETS, WEIGHTS, 0.99) == [Reason.NO_CONSENSUS] * 5
