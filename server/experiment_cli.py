@@ -1,15 +1,14 @@
 """The command ``consilium experiment``."""
 
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console, RenderableType
 
-from consilium.common.errors import SettingsError
 from consilium.common.settings import read_toml
+from consilium.server.shipped import find_experiment
 
 ABLATION: Final = "ablation"
 """The ``kind`` of a file that is no grid."""
@@ -87,16 +86,3 @@ def _ablation(
 
 def _folder(name: str, scale: Scale) -> Path:
     return Path("runs") / "experiments" / (name if scale == "full" else f"{name}-{scale}")
-
-
-def find_experiment(path: Path) -> Path:
-    """Find an experiment's file: as a path, else by name among the shipped ones."""
-    if path.is_file():
-        return path
-    configs = Path(str(files("consilium.configs")))
-    shipped = [*sorted((configs / "paper").glob("*.toml")), *sorted(configs.glob("consensus-*.toml"))]
-    for found in shipped:
-        if found.name == path.name:
-            return found
-    known = ", ".join(found.name for found in shipped)
-    raise SettingsError(f"{path}: there is no such experiment, and none of that name is shipped ({known})")
