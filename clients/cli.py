@@ -266,7 +266,8 @@ def _teacher_rows(home: "SiteHome") -> Rows:
         yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
         return
     kept = json.loads(card.read_text("utf-8"))
-    yield "trained", f"on {kept.get('train-images', '?')} images, in {home.teacher}"
+    count = kept.get("train-images")  # a student that a study left here has none of its own
+    yield "trained", f"on {count} images, in {home.teacher}" if count else f"elsewhere; it is in {home.teacher}"
     if kept.get("test-images"):
         yield "Dice", f"{kept['dice-mean']:.2f} +- {kept['dice-std']:.2f} % on {kept['test-images']} test images"
 
