@@ -115,6 +115,9 @@ class StudentSettings(Settings):
         "none",
         description="of the images in the loss: equal, how sure each pseudo mask is of itself, how the sites agree",
     )
+    targets: Literal["soft", "hard"] = Field(
+        "soft", description="what is learned: the pseudo masks, or the same cut at one half"
+    )
     generations: Literal[1, 2] = Field(
         1, description="2: a second, fresh student learns from the pseudo masks and the first student's own, averaged"
     )

@@ -171,6 +171,7 @@ def _generation(
         seed=seed,
         indices=kept,
         image_weights=weights,
+        hard=settings.targets == "hard",
         folder=folder,
         on_step=on_step,
     )

@@ -25,6 +25,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from consilium.common.errors import DataError, SettingsError, StudyError
+from consilium.common.soft_mask import TARGET_LEVEL
 from consilium.common.training import checkpoint
 from consilium.common.training.augment import Draw, augment
 from consilium.common.training.average import Average
@@ -77,11 +78,16 @@ class TrainingData:
     targets: npt.NDArray[np.uint8]
     indices: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32] | None
+    hard: bool
+    """Whether targets are cut at one half."""
 
     def batch(self, chosen: npt.NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gather images, targets (both in [0, 1]) and weights on a device."""
         weights = None if self.weights is None else torch.from_numpy(self.weights[chosen]).to(device)
-        return to_unit(self.images[chosen], device), to_unit(self.targets[chosen], device), weights
+        targets = self.targets[chosen]
+        if self.hard:
+            targets = np.where(targets >= TARGET_LEVEL, np.uint8(255), np.uint8(0))
+        return to_unit(self.images[chosen], device), to_unit(targets, device), weights
 
 
 def fit(
@@ -93,6 +99,7 @@ def fit(
     seed: int,
     indices: npt.NDArray[np.int64] | None = None,
     image_weights: npt.NDArray[np.floating] | None = None,
+    hard: bool = False,
     folder: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> History:
@@ -117,6 +124,8 @@ def fit(
         The images to train on, by position; all of them if not given.
     image_weights
         (N,), at least 0: relative weight of each image in the loss.
+    hard
+        Cut the targets at one half: a pixel is target, or it is not.
     folder
         For the checkpoint; a training found there is gone on with. Without it nothing is written.
     on_step
@@ -138,7 +147,7 @@ def fit(
     StudyError
         If the loss is no longer a number.
     """
-    data = _checked(images, targets, indices, image_weights)
+    data = _checked(images, targets, indices, image_weights, hard)
     fabric = _fabric(settings)
     with _torch_state(settings.threads, fabric.device):
         was_training = module.training
@@ -298,6 +307,7 @@ def _checked(
     targets: npt.NDArray[np.uint8],
     indices: npt.NDArray[np.int64] | None,
     image_weights: npt.NDArray[np.floating] | None,
+    hard: bool,
 ) -> TrainingData:
     count = len(images)
     for name, array in (("images", images), ("targets", targets)):
@@ -309,11 +319,11 @@ def _checked(
     if not len(chosen) or chosen.min() < 0 or chosen.max() >= count:
         raise DataError(f"training needs one image or more, by positions 0 to {count - 1}; got {len(chosen)} positions")
     if image_weights is None:
-        return TrainingData(images, targets, chosen, None)
+        return TrainingData(images, targets, chosen, None, hard)
     weights = np.asarray(image_weights, np.float64)
     if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights[chosen].any():
         raise DataError(f"image weights are {count} finite numbers of at least 0, not all 0; got shape {weights.shape}")
-    return TrainingData(images, targets, chosen, (weights / weights[chosen].mean()).astype(np.float32))
+    return TrainingData(images, targets, chosen, (weights / weights[chosen].mean()).astype(np.float32), hard)
 
 
 def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -380,6 +390,7 @@ def _digest(module: nn.Module, data: TrainingData, settings: TrainingSettings, s
         "settings": settings.model_dump(mode="json", by_alias=False, exclude=_NOT_IN_DIGEST),
         "seed": seed,
         "shapes": [data.images.shape, data.targets.shape],
+        "hard": data.hard,
         "indices": _sha256(data.indices.tobytes()),
         "weights": None if data.weights is None else _sha256(data.weights.tobytes()),
         "network": {name: _sha256(_bytes_of(tensor)) for name, tensor in module.state_dict().items()},

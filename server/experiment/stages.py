@@ -298,13 +298,17 @@ def distil(
         If no image is kept.
     """
     chosen = np.arange(len(data)) if kept is None else kept
-    facts = training_facts(settings.network, settings.training, seed) | {
-        "images": data.pixels,
-        "pseudo": pseudo.digest,
-        "kept": digest_of(chosen.tolist()),
-        "image_weights": settings.image_weights,
-        "generations": settings.generations,
-    }
+    facts = (
+        training_facts(settings.network, settings.training, seed)
+        | {
+            "images": data.pixels,
+            "pseudo": pseudo.digest,
+            "kept": digest_of(chosen.tolist()),
+            "image_weights": settings.image_weights,
+            "generations": settings.generations,
+        }
+        | ({"targets": settings.targets} if settings.targets != "soft" else {})
+    )
     what = f"{settings.network.name} learns {len(chosen)} pseudo masks of {data.name}"
 
     def make(folder: Path) -> None:
