@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -386,15 +386,16 @@ def _torch_state(threads: int, device: torch.device) -> Iterator[None]:
 
 def _digest(module: nn.Module, data: TrainingData, settings: TrainingSettings, seed: int) -> str:
     """Name the training: SHA-256, in hex, of all that decides its result but the pixels."""
-    facts = {
+    facts: dict[str, Any] = {
         "settings": settings.model_dump(mode="json", by_alias=False, exclude=_NOT_IN_DIGEST),
         "seed": seed,
         "shapes": [data.images.shape, data.targets.shape],
-        "hard": data.hard,
         "indices": _sha256(data.indices.tobytes()),
         "weights": None if data.weights is None else _sha256(data.weights.tobytes()),
         "network": {name: _sha256(_bytes_of(tensor)) for name, tensor in module.state_dict().items()},
     }
+    if data.hard:  # soft ones keep the name that they had before there was a choice
+        facts["hard"] = True
     return _sha256(json.dumps(facts, sort_keys=True).encode())
 
 
