@@ -268,6 +268,30 @@ def test_an_interrupted_training_in_half_precision_goes_on_with_its_scale(
         assert torch.equal(tensor, other), name
 
 
+def test_hard_targets_are_the_soft_ones_cut_at_one_half(tmp_path: Path) -> None:
+    images, masks = discs(6, 32)
+    soft = np.where(masks > 0, np.uint8(128), np.uint8(127))  # on either side of one half, and nothing else
+    trained = []
+    for name, targets, hard in (("cut before", masks, False), ("cut by fit", soft, True), ("soft", soft, False)):
+        module = build(NetworkSettings(name="unet", width=4), 1, 1, 0)
+        fit(
+            module, images, targets, settings(image_budget=8, augment="none"), seed=1, hard=hard, folder=tmp_path / name
+        )
+        trained.append(predict(module, images, device="cpu"))
+    np.testing.assert_array_equal(trained[0], trained[1])
+    assert not np.array_equal(trained[0], trained[2])
+    with pytest.raises(StateError):  # another training than the soft one that lies there
+        fit(
+            build(NetworkSettings(name="unet", width=4), 1, 1, 0),
+            images,
+            soft,
+            settings(image_budget=8, augment="none"),
+            seed=1,
+            hard=True,
+            folder=tmp_path / "soft",
+        )
+
+
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     images, targets = discs(4, 32)
     fit(build(SMALL, 1, 1, 0), images, targets, settings(), seed=0, folder=tmp_path)

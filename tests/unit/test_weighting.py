@@ -133,3 +133,21 @@ def test_two_generations_resume_with_the_same_bytes_and_count_as_one_training(tm
         assert torch.equal(tensor, other), name
     one, _ = distill(images, pseudo, student(image_weights="self-dice"), seed=0, kept=kept)
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), got.parameters(), strict=True))
+
+
+def test_a_student_of_hard_targets_weighs_images_by_their_soft_masks() -> None:
+    """Of two images the unsure one's mask, cut, would be as sure as the other's; its weight stays less."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32), np.uint8)
+    soft = np.zeros((2, 1, 32, 32), np.uint8)
+    soft[0, :, 8:24, 8:24], soft[1, :, 4:12, 4:12] = 255, 140
+    training = TrainingSettings(image_budget=8, batch=2, augment="none", threads=1, learning_rate=1e-2)
+    network = NetworkSettings(name="unet", width=4)
+    hard = StudentSettings(network=network, training=training, targets="hard", image_weights="self-dice")
+    cut = np.where(soft >= 128, np.uint8(255), np.uint8(0))
+    alike = StudentSettings(network=network, training=training, image_weights="self-dice")
+    weighed, unweighed = (distill(images, held, how, seed=0)[0] for held, how in ((soft, hard), (cut, alike)))
+    even = StudentSettings(network=network, training=training, targets="hard")
+    same = distill(images, soft, even, seed=0)[0]
+    first = [predict(module, images, device="cpu") for module in (weighed, unweighed, same)]
+    assert not np.array_equal(first[0], first[1])
+    np.testing.assert_array_equal(first[1], first[2])  # two masks that are as sure as can be weigh the same
