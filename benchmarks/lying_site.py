@@ -65,6 +65,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     settings["student"]["training"] |= {"image-budget": given.budget, "threads": 1}
     if given.tiny:
         settings["image"]["size"] = 48
+        settings["student"]["image-weights"] = "none"  # masks without a target weigh nothing
         settings["exclusion"] = {
             "rule": "paper",
             "alpha": 0.0,
