@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from consilium.clients.teachers.checkpoint import CheckpointTeacher
 from consilium.common.catalogue import open_catalogue
 from consilium.common.datasets import labelled
 from consilium.common.metrics import dice
-from consilium.common.presets import Preset
 from consilium.common.settings import load, read_toml
 from consilium.common.soft_mask import SoftMasks, quantise
 from consilium.common.study import FusionSettings, Study
@@ -55,22 +54,24 @@ LIES: dict[str, Lie] = {
 }
 
 
+def demo() -> dict[str, Any]:
+    """The demo's settings."""
+    return read_toml(find_settings(Path("demo.toml")))
+
+
 def settings_of(given: Namespace) -> dict[str, Any]:
     """The demo's study with a fifth site, in TOML's spelling."""
-    settings = read_toml(find_settings(Path("demo.toml")))
+    settings = demo()
     sites = settings["simulation"]["sites"]
     sites |= {name: sites[like] for name, like in FIFTH.items()}
-    settings |= {"name": "lying-site", "preset": given.preset, "sites": list(sites)}
+    settings |= {"name": "lying-site", "sites": list(sites)}
     settings["simulation"]["transferal-images"] = given.images
     settings["student"]["training"] |= {"image-budget": given.budget, "threads": 1}
     if given.tiny:
         settings["image"]["size"] = 48
         settings["student"]["image-weights"] = "none"  # masks without a target weigh nothing
-        settings["exclusion"] = {
-            "rule": "paper",
-            "alpha": 0.0,
-            "beta": 8.0,
-        }  # teachers so short of training agree on nothing
+        # teachers so short of training agree on nothing
+        settings["exclusion"] = {"rule": "paper", "alpha": 0.0, "beta": 8.0}
         settings["simulation"]["test-images"] = 4
         for site in sites.values():
             site |= {"images": 12, "training": site["training"] | {"image-budget": 32}}
@@ -143,11 +144,10 @@ class Bench:
 def main() -> int:
     """Prepare, measure and print."""
     options = parser(__doc__)
-    options.add_argument("--preset", choices=get_args(Preset), default="consensus")
     options.add_argument("--images", type=int, default=400, help="transferal images")
     options.add_argument("--budget", type=int, default=6000, help="images each student sees")
     options.add_argument("--seeds", type=int, default=3, help="students trained of each kind")
-    options.add_argument("--liar", default="east", help="which site")
+    options.add_argument("--liar", choices=[*demo()["sites"], *FIFTH], default="east")
     given = options.parse_args()
     if given.tiny:
         given.images, given.budget, given.seeds = 16, 16, 1

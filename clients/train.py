@@ -77,8 +77,7 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
         "dice-mean": score.mean,
         "dice-std": score.std,
     } | _validated(home, module, kept_out)
-    network = teacher.network.from_scratch  # they are part of the weights now
-    card = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
+    card = student_card(teacher.network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(home.teacher, module, card | result)
     partial = home.teacher / f"{TRAINED}.partial"
     partial.write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
@@ -152,8 +151,7 @@ def fine_tune_teacher(
         "dice-mean": after.mean,
         "dice-std": after.std,
     } | _validated(home, module, kept_out)
-    network = teacher.network.from_scratch
-    fresh = student_card(network, teacher.channels, len(home.settings.labels), teacher.size)
+    fresh = student_card(teacher.network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(target, module, fresh | result | {"fine-tuned": tuned.facts()})
     (target / TRAINED).write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
     shutil.rmtree(target / "training", ignore_errors=True)

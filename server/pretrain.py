@@ -11,27 +11,32 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from consilium.common.datasets import phantoms
 from consilium.common.datasets.phantoms.hospitals import HOSPITALS
 from consilium.common.errors import StateError
 from consilium.common.networks.build import build
+from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import WEIGHTS_NAME, save_student, student_card
 from consilium.common.study import Study
 from consilium.common.training.loop import Progress, fit
+from consilium.common.training.settings import TrainingSettings
 
-IMAGES: Final = 1600
-BUDGET: Final = 16_000
+CHECKPOINTS: Final = "checkpoints"
 _SEED_APART: Final = 2**31
 """Added to a study's seed: no phantom of a simulation is among these."""
+
+Shape = tuple[int, int, int]
+"""Channels C of the images, labels K, and the size."""
 
 
 def pretrain(
     study: Study,
     folder: Path,
     *,
-    images: int = IMAGES,
-    budget: int = BUDGET,
+    images: int,
+    budget: int,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a study's student on synthetic ultrasound, with the study's own training but for its length.
@@ -66,22 +71,34 @@ def pretrain(
     weights, network = folder / WEIGHTS_NAME, study.student.network
     if weights.exists():
         raise StateError(f"{weights} is there already; name it in the study, or give another folder")
-    size, channels, labels = study.image.size, study.image.channels, len(study.labels)
-    pixels, masks = synthetic(images, size=size, channels=channels, labels=labels, seed=study.seed)
-    module = build(network, channels, labels, study.seed)
+    shape = (study.image.channels, len(study.labels), study.image.size)
     training = study.student.training.model_copy(update={"epochs": 0, "image_budget": budget})
-    checkpoints = folder / "checkpoints"
-    fit(module, pixels, masks, training, seed=study.seed, folder=checkpoints, on_step=on_step)
-    card = student_card(network.from_scratch, channels, labels, size)
-    save_student(folder, module, card | {"pretrained-on": {"phantoms": images, "images-seen": budget}})
-    shutil.rmtree(checkpoints)
+    module = on_phantoms(network, training, images, shape, study.seed, folder, on_step)
+    card = student_card(network, *shape) | {"pretrained-on": {"phantoms": images, "images-seen": budget}}
+    save_student(folder, module, card)
+    shutil.rmtree(folder / CHECKPOINTS)
     return weights
 
 
-def synthetic(
-    count: int, *, size: int, channels: int, labels: int, seed: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def on_phantoms(
+    network: NetworkSettings,
+    training: TrainingSettings,
+    images: int,
+    shape: Shape,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[Progress], None] | None = None,
+) -> nn.Module:
+    """Train a fresh network on so many phantoms; its checkpoints lie in the folder."""
+    pixels, masks = synthetic(images, shape, seed)
+    module = build(network, *shape[:2], seed)
+    fit(module, pixels, masks, training, seed=seed, folder=folder / CHECKPOINTS, on_step=on_step)
+    return module
+
+
+def synthetic(count: int, shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Make images, uint8 (n, C, H, W), and their masks, uint8 (n, K, H, W), 0 or 255; hospital by hospital."""
+    channels, labels, size = shape
     shares = [len(part) for part in np.array_split(np.arange(count), len(HOSPITALS))]
     made = [
         phantoms.make(hospital, share, size, seed + _SEED_APART, labels=["lesion"] * labels)

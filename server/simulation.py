@@ -4,7 +4,7 @@ In a simulation one machine holds everything, so the coordinator may also hold a
 test images of all sites together. Teachers' soft masks of these are collected like any others, and scored.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import tomli_w
 from pydantic import Field, model_validator
 
-from consilium.common.catalogue import Catalogue, CatalogueImage, Pixels, build, image_id, open_catalogue
+from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id, open_catalogue
 from consilium.common.datasets import label_folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
@@ -33,6 +33,8 @@ Engine = Literal["processes", "ray", "inline"]
 
 SOURCES: Final = ("phantoms", "folders", *(name for name, kind in registry.DATA_SETS.items() if kind.has_masks))
 """Where labelled images may come from: made here, a folder a site, or a data set that is dealt to the sites."""
+FURTHER: Final = "further"
+"""The transferal set of the folder beside a data set's own unlabelled images, which are the set of the data set's name."""
 
 
 class SimulatedSite(Settings):
@@ -145,13 +147,13 @@ class SiteData:
 
 @dataclass(frozen=True)
 class FederationData:
-    """All data of a simulated federation: ``transferal`` gives sources and pixels, as a `CatalogueImage` takes them.
+    """All data of a simulated federation.
 
     ``labelled`` are the coordinator's own labelled images, if it has any.
     """
 
     sites: dict[str, SiteData]
-    transferal: Iterator[tuple[str, Pixels | Callable[[], Pixels]]]
+    transferal: Iterator[CatalogueImage]
     labelled: Labelled | None = None
 
 
@@ -188,8 +190,7 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
                 yield from labelled_set.catalogue_images(data.labelled)
             for image, source in zip(pooled.images, pooled.sources, strict=True):
                 yield CatalogueImage(image, source, role="test")
-            for source, image in data.transferal:
-                yield CatalogueImage(image, source)
+            yield from data.transferal
 
         build(run.catalogue, settings.name, images(), signing_key(key_file))
     catalogue = open_catalogue(run.catalogue)
@@ -279,10 +280,10 @@ def _phantoms(settings: SimulatedStudy) -> FederationData:
         for i, hospital in enumerate(everywhere):
             yield hospital, images // len(everywhere) + (i < images % len(everywhere))
 
-    def transferal() -> Iterator[tuple[str, Pixels]]:
+    def transferal() -> Iterator[CatalogueImage]:
         for hospital, count in dealt(simulation.transferal_images):
             made = make(hospital, "transferal", count, 20_000_000, simulation.lesion_free)
-            yield from zip(made.sources, made.images, strict=True)
+            yield from map(CatalogueImage, made.images, made.sources)
 
     def own() -> Labelled:
         return labelled.join(
@@ -311,18 +312,20 @@ def _data_set(settings: SimulatedStudy) -> FederationData:
     left, given = labelled.split(own.groups, simulation.labelled_images / len(own), settings.seed)
     parts = _deal(own.take(left), {name: site.share for name, site in simulation.sites.items()}, settings.seed)
 
-    def transferal() -> Iterator[tuple[str, Pixels | Callable[[], Pixels]]]:
-        yield from ((data.sources[i], data.images[i]) for i in unlabelled)
+    def transferal() -> Iterator[CatalogueImage]:
+        own_set, further = (simulation.source, FURTHER) if simulation.transferal else ("", "")
+        yield from (CatalogueImage(data.images[i], data.sources[i], collection=own_set) for i in unlabelled)
         if simulation.transferal:
-            yield from _transferal_folder(settings)
+            yield from _transferal_folder(settings, further)
 
     sites = {name: _split(part, settings, name) for name, part in parts.items()}
     return FederationData(sites, transferal(), own.take(given) if len(given) else None)
 
 
-def _transferal_folder(settings: SimulatedStudy) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+def _transferal_folder(settings: SimulatedStudy, collection: str = "") -> Iterator[CatalogueImage]:
     for path in image_files(Path(settings.simulation.transferal)):
-        yield str(path), partial(read_image, path, settings.image.size, settings.image.channels)
+        pixels = partial(read_image, path, settings.image.size, settings.image.channels)
+        yield CatalogueImage(pixels, str(path), collection=collection)
 
 
 def _split(data: Labelled, settings: SimulatedStudy, name: str) -> SiteData:

@@ -85,7 +85,8 @@ class StudyRun:
 
     def describe(self, post: Post) -> dict[str, list[bool]]:
         """Show the study to every site; gives, per site that takes part, which images it lacks."""
-        self._stacking()  # a stack that cannot be fitted is refused before anybody is asked
+        self._stacking()  # what cannot be done later is refused before anybody is asked
+        self._require_start()
         with self.stages.stage("describe"):
             return Introduction(self.participants, post, self.stages).run()
 
@@ -251,6 +252,14 @@ class StudyRun:
         )
 
     # --- inside
+
+    def _require_start(self) -> None:
+        """Refuse a student that cannot begin with the weights it names."""
+        network = self.study.student.network
+        if network.weights != "none" and not self.stages.finished("distill"):
+            from consilium.common.networks.build import build
+
+            build(network, self.study.image.channels, len(self.study.labels), self.study.seed)
 
     def _start(self) -> dict[str, str]:
         """What the student began with, for its card; nothing where it began with random weights."""

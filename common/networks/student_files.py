@@ -32,13 +32,13 @@ def student_card(network: NetworkSettings, in_channels: int, classes: int, size:
     Parameters
     ----------
     network
-        What was given to `build`.
+        What was given to `build`. What it began with is part of its weights now: a card names no file.
     in_channels, classes
         Channels C of the images and K of the masks.
     size
         Height and width the student was trained at, in pixels.
     """
-    architecture = network.model_dump(mode="json", by_alias=True)
+    architecture = network.from_scratch.model_dump(mode="json", by_alias=True)
     return {"architecture": architecture, "in_channels": in_channels, "classes": classes, "size": size}
 
 

@@ -59,7 +59,7 @@ def begin_with(module: nn.Module, path: Path) -> None:
     except (OSError, DataError) as error:
         raise SettingsError(
             f"weights: {path} does not fit this network: {error}. Give a student.safetensors of the same network, width, "
-            "channels and labels, as `consilium pretrain` or a former study leaves it"
+            "channels and labels, as `consilium pretrain` or a former study leaves it, by its whole path"
         ) from None
 
 

@@ -37,7 +37,7 @@ from consilium.server.distill import distill
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Artefact, Store, digest_of
 from consilium.server.fusion import weighted_mean
-from consilium.server.pretrain import synthetic
+from consilium.server.pretrain import CHECKPOINTS, Shape, on_phantoms
 
 CHUNK: Final = 128
 """Images predicted or fused at a time; bounds memory."""
@@ -109,7 +109,7 @@ def pretrain(
     network: NetworkSettings,
     training: TrainingSettings,
     images: int,
-    shape: tuple[int, int, int],
+    shape: Shape,
     *,
     seed: int,
 ) -> Model:
@@ -124,20 +124,15 @@ def pretrain(
     images
         How many are made.
     shape
-        Channels C of the images, labels K, and the size.
+        As of the data it is for.
     seed
         Of the images, and as for `teach`.
     """
     facts = training_facts(network, training, seed) | {"phantoms": images, "shape": list(shape)}
-    what = f"{network.name} learns from {images} phantoms"
-    channels, labels, size = shape
+    told = teller(store, f"{network.name} learns from {images} phantoms")
 
     def make(folder: Path) -> None:
-        pixels, masks = synthetic(images, size=size, channels=channels, labels=labels, seed=seed)
-        module = build(network, channels, labels, seed)
-        told = teller(store, what)
-        fit(module, pixels, masks, training, seed=seed, folder=folder / "checkpoints", on_step=told)
-        _save(folder, module, student_card(network, channels, labels, size))
+        _save(folder, on_phantoms(network, training, images, shape, seed, folder, told), student_card(network, *shape))
 
     return Model(store.keep("model", facts, make), network, training.device)
 
@@ -319,7 +314,7 @@ def distil(
             seed=seed,
             kept=chosen,
             agreement=agreement,
-            folder=folder / "checkpoints",
+            folder=folder / CHECKPOINTS,
             on_step=teller(store, what),
         )
         save_model(folder, student, settings.network, data, pseudo.masks.shape[1])
@@ -378,7 +373,7 @@ def _supervised(
             data.truth[indices] * np.uint8(255),
             training,
             seed=seed,
-            folder=folder / "checkpoints",
+            folder=folder / CHECKPOINTS,
             on_step=teller(store, what),
         )
         save_model(folder, module, network, data, data.truth.shape[1])
@@ -393,7 +388,7 @@ def save_model(folder: Path, module: nn.Module, network: NetworkSettings, data: 
 
 def _save(folder: Path, module: nn.Module, card: Mapping[str, Any]) -> None:
     save_student(folder, module, card)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def teller(store: Store, what: str) -> Callable[[Progress], None]:

@@ -1,6 +1,7 @@
 """A network that begins with a file's weights is that network; what synthetic ultrasound made of one is such a file."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from consilium.common import catalogue
+from consilium.common.catalogue import CatalogueImage
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.identity import make_signing_key
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import WEIGHTS_NAME, load_student, save_student, student_card
@@ -17,7 +21,11 @@ from consilium.common.study import Study
 from consilium.common.training.loop import Progress
 from consilium.server.cli import app
 from consilium.server.distill import distill
+from consilium.server.inquiry import Post
+from consilium.server.ledger import Ledger
 from consilium.server.pretrain import pretrain, synthetic
+from consilium.server.run_folder import RunFolder
+from consilium.server.study_run import StudyRun
 
 UNET = NetworkSettings(name="unet", width=4)
 STUDY = Study.model_validate(
@@ -72,6 +80,17 @@ def test_weights_are_a_safetensors_file_or_none(weights: str) -> None:
         NetworkSettings(name="unet", weights=weights)
 
 
+def test_a_student_that_cannot_begin_so_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    begun = {"network": {"name": "unet", "width": 8, "weights": str(saved(tmp_path))}}
+    study = Study.model_validate({"name": "s", "sites": ["a"], "image": {"size": 48}, "student": begun})
+    image = CatalogueImage(np.zeros((1, 48, 48), np.uint8), "x")
+    listed = catalogue.build(tmp_path / "catalogue", "c", [image], make_signing_key(tmp_path / "key"))
+    run = RunFolder(tmp_path / "run")
+    run.create(study)
+    with pytest.raises(SettingsError, match="does not fit this network"):
+        StudyRun(run, study, listed, Ledger.open(run.ledger)).describe(cast(Post, None))  # asks nobody
+
+
 def test_whole_weights_and_an_encoders_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="leave encoder-weights out"):
         NetworkSettings(name="deeplabv3plus", encoder_weights="imagenet", weights="a.safetensors")
@@ -83,7 +102,7 @@ def test_a_student_of_no_step_worth_speaking_of_is_what_it_began_with(tmp_path: 
     settings = STUDY.student.model_copy(
         update={"network": beginning_with(path), "training": training, "image_weights": "none"}
     )
-    images, masks = synthetic(4, size=48, channels=1, labels=1, seed=1)
+    images, masks = synthetic(4, (1, 1, 48), 1)
     student, _ = distill(images, masks, settings, seed=5)
     before, after = load_student(tmp_path)[0].state_dict(), student.state_dict()
     for name, tensor in before.items():
@@ -92,7 +111,7 @@ def test_a_student_of_no_step_worth_speaking_of_is_what_it_began_with(tmp_path: 
 
 
 def test_synthetic_images_come_from_every_hospital_in_the_studys_form() -> None:
-    images, masks = synthetic(6, size=48, channels=3, labels=2, seed=0)
+    images, masks = synthetic(6, (3, 2, 48), 0)
     assert (images.shape, masks.shape) == ((6, 3, 48, 48), (6, 2, 48, 48))
     assert set(np.unique(masks)) == {0, 255}
     np.testing.assert_array_equal(images[:, 0], images[:, 2])

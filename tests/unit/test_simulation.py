@@ -33,7 +33,7 @@ def test_a_data_set_is_dealt_to_the_sites_without_tearing_a_group_apart(tmp_path
     make_nerve(tmp_path)
     data = read_data(study(source="nerve", data=str(tmp_path), **{"transferal-share": 0.25}))
     hands = {f"{name} {part}": getattr(site, part) for name, site in data.sites.items() for part in ("train", "test")}
-    hands["transferal"] = [source for source, _ in data.transferal]
+    hands["transferal"] = [one.source for one in data.transferal]
     subjects = {
         name: {Path(source).name.partition("_")[0] for source in getattr(held, "sources", held)}
         for name, held in hands.items()
@@ -41,6 +41,18 @@ def test_a_data_set_is_dealt_to_the_sites_without_tearing_a_group_apart(tmp_path
     assert sum(map(len, hands.values())) == 36  # the two images without masks are nobody's
     assert sum(map(len, subjects.values())) == len(set.union(*subjects.values())) == 12
     assert len(hands["transferal"]) == 9
+
+
+def test_a_folder_beside_a_data_sets_own_unlabelled_images_is_a_set_of_its_own(tmp_path):
+    make_nerve(tmp_path)
+    further = tmp_path / "further"
+    further.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(further / "a.png")
+    given = {"source": "nerve", "data": str(tmp_path), "transferal-share": 0.25}
+    alone = read_data(study(**given)).transferal
+    beside = read_data(study(**given, transferal=str(further))).transferal
+    assert {one.collection for one in alone} == {""}
+    assert [one.collection for one in beside] == ["nerve"] * 9 + ["further"]
 
 
 def test_only_known_data_sets_with_masks_and_a_folder_can_be_dealt():
@@ -63,7 +75,7 @@ def test_phantoms_and_data_sets_give_the_coordinator_images_that_nobody_else_has
     dealt = read_data(study(source="nerve", data=str(tmp_path), **{"transferal-share": 0.25, "labelled-images": 5}))
     own = {Path(source).name.partition("_")[0] for source in dealt.labelled.sources}
     others = [source for site in dealt.sites.values() for part in (site.train, site.test) for source in part.sources]
-    others += [source for source, _ in dealt.transferal]
+    others += [one.source for one in dealt.transferal]
     assert len(dealt.labelled) == 6  # two subjects, of three images each
     assert not own & {Path(source).name.partition("_")[0] for source in others}
     made = read_data(study(**{"labelled-images": 5}))
@@ -75,8 +87,8 @@ def test_phantoms_and_data_sets_give_the_coordinator_images_that_nobody_else_has
 def test_other_images_are_the_same_whether_the_coordinator_has_labelled_ones_or_not():
     without, with_some = read_data(study()), read_data(study(**{"labelled-images": 4}))
     assert (without.sites["north"].train.images == with_some.sites["north"].train.images).all()
-    for (_, one), (_, other) in zip(without.transferal, with_some.transferal, strict=True):
-        assert (one == other).all()
+    for one, other in zip(without.transferal, with_some.transferal, strict=True):
+        assert (one.pixels == other.pixels).all()
 
 
 def test_a_stack_needs_labelled_images_and_folders_cannot_give_them():

@@ -36,6 +36,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def test_a_card_names_no_file_that_the_student_began_with() -> None:
+    began = NetworkSettings(name="deeplabv3plus", encoder_weights="/srv/patients/encoder.pth")
+    for network in (began, UNET.model_copy(update={"weights": "/srv/runs/first/student.safetensors"})):
+        card = student_card(network, 1, 1, 64)["architecture"]
+        assert (card["weights"], card["encoder-weights"]) == ("none", "none")
+
+
 def test_a_saved_student_gives_the_same_masks_exactly(tmp_path: Path) -> None:
     student = build(UNET, 1, 2, seed=4)
     student(torch.rand(4, 1, 64, 64))  # moves the running statistics, which must be kept too
