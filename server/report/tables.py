@@ -336,14 +336,20 @@ def verdict(metrics: Metrics) -> list[str]:
             f"The ensemble, all teachers together, has {ensemble['mean']:.1f}, {against(ensemble['mean'], best)} "
             "that teacher."
         )
-    pairs = [
-        (entry["teacher"]["local_dice"], entry["student"]["local_dice"])
-        for entry in metrics["sites"].values()
-        if entry["student"]["local_dice"] and entry["student"]["local_dice"]["n"]
-    ]
-    if pairs:
-        ahead = sum(round(student["mean"], 1) >= round(teacher["mean"], 1) for teacher, student in pairs)
-        said.append(f"At home, the student equals or beats the site's own teacher at {ahead} of {len(pairs)} sites.")
+    at_home = {
+        "At home, the student": [entry["student"] for entry in metrics["sites"].values()],
+        "Fine-tuned with a site's own labels, it": [entry["fine_tuned"] for entry in metrics["sites"].values()],
+    }
+    teachers = [entry["teacher"] for entry in metrics["sites"].values()]
+    for what, models in at_home.items():
+        pairs = [
+            (teacher["local_dice"]["mean"], model["local_dice"]["mean"])
+            for teacher, model in zip(teachers, models, strict=True)
+            if model and model["local_dice"] and model["local_dice"]["n"]
+        ]
+        if pairs:
+            ahead = sum(round(mean, 1) >= round(teacher, 1) for teacher, mean in pairs)
+            said.append(f"{what} equals or beats the site's own teacher at {ahead} of {len(pairs)} sites.")
     said += [
         f"{site}'s soft masks are unlike all others' (agreement {entry['agreement']['mean']:.0f} %): look at it before the "
         "student is used."

@@ -223,6 +223,12 @@ def test_the_numbers_shown_are_those_of_metrics_json(page: str, metrics: dict) -
     assert metrics["study_digest"] in text
 
 
+def test_who_is_better_off_at_home_is_counted_before_and_after_fine_tuning(metrics: dict) -> None:
+    said = " ".join(verdict(metrics))  # teachers 70, 71 and 72; student 71.0; fine-tuned at one site, 75.5
+    assert "At home, the student equals or beats the site's own teacher at 2 of 3 sites." in said
+    assert "Fine-tuned with a site's own labels, it equals or beats the site's own teacher at 1 of 1 sites." in said
+
+
 def test_excluded_and_kept_images_are_shown_with_what_decided(page: str, metrics: dict) -> None:
     text = Reader(page).text
     assert metrics["images"]["excluded"]["few-target-pixels"] > 0
@@ -400,6 +406,7 @@ def test_without_test_images_and_fine_tuning_the_pooled_numbers_are_null(tmp_pat
     assert "No pooled test images were scored" in seen
     assert "there is no ground truth" in seen
     assert "At home, the student equals or beats the site's own teacher at 2 of 3 sites." in seen
+    assert "Fine-tuned" not in " ".join(verdict(measured))
 
 
 def test_colour_images_and_several_labels_are_drawn(tmp_path: Path) -> None:
