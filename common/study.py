@@ -65,6 +65,9 @@ class FusionSettings(Settings):
     gate: Literal["none", "majority"] | Annotated[int, Field(ge=1)] = Field(
         "none", description="a site that sees no target abstains for the image; how many must see one"
     )
+    outliers: Literal["heard", "silent"] = Field(
+        "heard", description="of an image: masks that agree with the others' less than half as far as the median site's"
+    )
 
     @model_validator(mode="after")
     def _robust_fusions_count_sites(self) -> Self:

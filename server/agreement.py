@@ -28,7 +28,8 @@ WHOLE: Final = 10_000
 FEWEST: Final = 3
 """Sites it takes to say that one stands apart."""
 SHARE: Final = 0.5
-_NOT_MET: Final = WHOLE + 1
+NOT_MET: Final = -1
+"""In place of agreement, where there is nobody to agree with."""
 
 Counts = npt.NDArray[np.int64]
 ValueT = TypeVar("ValueT", bound=np.generic)
@@ -117,14 +118,41 @@ def of_chunk(samples: Mapping[str, Sample], met: Sequence[Meeting] | None = None
         By site, number of images and the sum of its agreement on them, in ten-thousandths. A site that shares no label and
         image with another is not there.
     """
+    found = by_image(samples, meetings(samples) if met is None else met)
+    counted = {site: held[held != NOT_MET] for site, held in found.items()}
+    return {site: (len(held), int(held.sum())) for site, held in counted.items() if len(held)}
+
+
+def by_image(samples: Mapping[str, Sample], met: Sequence[Meeting], label: int | None = None) -> dict[str, Counts]:
+    """Compare each site with the others, image by image.
+
+    Parameters
+    ----------
+    samples, met
+        By site, all of the same n images, and their `meetings`.
+    label
+        The one that is looked at, by position; where None, all that two sites share, taken together.
+
+    Returns
+    -------
+    dict
+        By site, int64 (n,), in ten-thousandths: its agreement; `NOT_MET` where no other site answered. A site that shares no
+        label with another, or does not know the one asked for, is not there.
+    """
     found: dict[str, list[Counts]] = {site: [] for site in samples}
-    for meeting in meetings(samples) if met is None else met:
-        overlap = _dice(meeting.common.sum(axis=1), meeting.both.sum(axis=1))
-        overlap[~_both_answered(samples[meeting.one], samples[meeting.other])] = _NOT_MET
+    for meeting in met:
+        if label is None:
+            common, both = meeting.common.sum(axis=1), meeting.both.sum(axis=1)
+        elif label in meeting.shared:
+            at = meeting.shared.index(label)
+            common, both = meeting.common[:, at], meeting.both[:, at]
+        else:
+            continue
+        overlap = _dice(common, both)
+        overlap[~_both_answered(samples[meeting.one], samples[meeting.other])] = NOT_MET
         found[meeting.one].append(overlap)
         found[meeting.other].append(overlap)
-    medians = {site: _median(overlaps) for site, overlaps in found.items() if overlaps}
-    return {site: (len(held), int(held.sum())) for site, held in medians.items() if len(held)}
+    return {site: median_of_met(np.stack(overlaps)) for site, overlaps in found.items() if overlaps}
 
 
 def between(
@@ -145,7 +173,7 @@ def between(
     -------
     NDArray
         int64 (n,), in ten-thousandths: the mean over pairs of sites of their soft Dice on the labels of which both were folded
-        in; -1 where there is no such pair.
+        in; `NOT_MET` where there is no such pair.
     """
     total, pairs = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for one in met:
@@ -154,7 +182,7 @@ def between(
         there = folded.any(axis=1)
         total += np.where(there, _dice((one.common * folded).sum(axis=1), (one.both * folded).sum(axis=1)), 0)
         pairs += there
-    return np.asarray(np.where(pairs > 0, total // np.maximum(pairs, 1), -1), np.int64)
+    return np.asarray(np.where(pairs > 0, total // np.maximum(pairs, 1), NOT_MET), np.int64)
 
 
 def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> Counts:
@@ -166,6 +194,18 @@ def soft_dice(ours: SoftMasks, theirs: SoftMasks) -> Counts:
 
 def _dice(common: Counts, both: Counts) -> Counts:
     return np.asarray(np.where(both > 0, 2 * WHOLE * common // np.maximum(both, 1), WHOLE), np.int64)
+
+
+def median_of_met(found: Counts) -> Counts:
+    """Give the median of agreements, int64 (m, n), over those of an image that are not `NOT_MET`, if any; halves down."""
+    ordered = np.sort(found, axis=0)  # those that are not met come first
+    missing = (ordered == NOT_MET).sum(axis=0)
+    met, images = len(ordered) - missing, np.arange(ordered.shape[1])
+    low, high = missing + (met - 1) // 2, missing + met // 2
+    middle = (
+        ordered[np.minimum(low, len(ordered) - 1), images] + ordered[np.minimum(high, len(ordered) - 1), images]
+    ) // 2
+    return np.asarray(np.where(met > 0, middle, NOT_MET), np.int64)
 
 
 def stand_apart(agreement: Mapping[str, Agreement]) -> list[str]:
@@ -190,12 +230,3 @@ def _both_answered(ours: Sample, theirs: Sample) -> npt.NDArray[np.bool_]:
         if held is not None:
             both &= held
     return both
-
-
-def _median(found: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """The median over a site's partners, of each image that it met any of them on."""
-    ordered = np.sort(np.stack(found), axis=0)  # those that were not met on an image come last
-    partners = (ordered < _NOT_MET).sum(axis=0)
-    images = np.flatnonzero(partners)
-    low, high = (partners[images] - 1) // 2, partners[images] // 2
-    return np.asarray((ordered[low, images] + ordered[high, images]) // 2, np.int64)

@@ -1,9 +1,9 @@
 """Collecting: ask every site for soft masks, chunk by chunk; fold each answer as it comes, and forget it.
 
-Memory is that of the chunks in flight, whatever the number of sites and images (`fusion/methods.py` tells the exception). A chunk
-is finished when every site that still takes part has answered, and a quorum did; then its pseudo masks are written, and only
-then the ledger says so. Until then the ledger holds the answers as they came: a coordinator that was killed folds them again
-and asks nobody twice.
+Memory is that of the chunks in flight, whatever the number of sites and images (`fusion/methods.py` tells the exceptions, and
+where outliers are silent a chunk's masks wait for each other, coded). A chunk is finished when every site that still takes part
+has answered, and a quorum did; then its pseudo masks are written, and only then the ledger says so. Until then the ledger holds
+the answers as they came: a coordinator that was killed folds them again and asks nobody twice.
 
 A site that breaks the contract or refuses is left out from there on, and named; the study goes on while the quorum holds. One
 that is late, or away for too long, is left out until it is back: then it is asked for the chunks that are still open.

@@ -5,18 +5,20 @@ depend on the order of sites.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from consilium.common import soft_mask
 from consilium.common.errors import DataError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import FusionSettings
 from consilium.common.validation import Validation
 from consilium.server import agreement, gate
 from consilium.server.fusion.methods import method_of
+from consilium.server.outliers import outliers
 from consilium.server.site_weights import site_weights
 
 Flags = npt.NDArray[np.bool_]
@@ -32,13 +34,13 @@ class Fused:
     masks
         uint8 (n, K, H, W); 0 everywhere where a label has too few masks.
     seen, answered
-        int64 (n, K): how many sites see a target of a label, and how many gave a mask of it.
+        int64 (n, K): how many sites see a target of a label, outliers left out, and how many gave a mask of it.
     consensus
         bool (n,): whether a quorum of sites sees a target of some label; without a gate, whether any does.
     agreement
         float64 (n,), in [0, 1]: mean soft Dice between the sites that were folded in; NaN where they are fewer than two.
     silent
-        By site, bool (n,): whether the gate left its mask of some label out.
+        By site, bool (n,): whether its mask of some label was left out, by the gate or as an outlier.
     by_mean
         bool (n,): whether, in place of a stack, the mean made the mask of some label.
     agreement_by_site
@@ -70,7 +72,7 @@ def fuse(
         By site, uint8 (n, K, H, W), all of the same images, as they leave the sites: views are averaged and temperatures
         applied there (`consilium.common.temperature.temper`), not here.
     fusion
-        Its `method`, `trim`, `weights` and `gate` count. Of a stack it is the mean that stands in for it: see
+        Its `method`, `trim`, `weights`, `gate` and `outliers` count. Of a stack it is the mean that stands in for it: see
         `consilium.server.stacking.applied`.
     validation
         Of the sites that report it: for ``weights = "validation"``, and for who is never silent.
@@ -101,7 +103,8 @@ class Panel:
     """The answers to n images so far.
 
     Of each image there are two fusions: of the masks that are heard, and of those that are silent and wait for whether a
-    quorum sees something. The second is made when it is needed.
+    quorum sees something. The second is made when it is needed. Which masks are outliers is known when all are there: in a
+    study that leaves them out the masks wait for that, coded, a tenth of their size.
 
     Parameters
     ----------
@@ -134,6 +137,7 @@ class Panel:
         self._heard: Final[list[Any]] = [self._method.init(self._of_one) for _ in range(shape[0])]
         self._silent: Final[dict[int, Any]] = {}
         self._answers: Final[dict[str, _Answer]] = {}
+        self._waiting: Final[dict[str, list[bytes]]] = {}
 
     @property
     def _of_one(self) -> tuple[int, int, int, int]:
@@ -158,18 +162,27 @@ class Panel:
         given = np.ones(len(masks), np.bool_) if answered is None else answered
         sees = gate.sees(masks, self._alpha)
         heard = np.ones_like(sees) if self._fusion.gate == "none" or site in self._always else sees
-        for image in np.flatnonzero(given).tolist():
-            self._put(self._heard[image], masks[image : image + 1], site, known, heard[image])
-            if not heard[image].all():
+        counts = np.repeat(given[:, None], sees.shape[1], axis=1)
+        self._answers[site] = _Answer(agreement.sample(masks, known, answered), sees, heard, counts)
+        if self._fusion.outliers == "silent":
+            self._waiting[site] = [soft_mask.encode(mask) for mask in masks]
+        else:
+            self._put(site, masks)
+
+    def _put(self, site: str, masks: SoftMasks) -> None:
+        """Sort a site's masks among those that are heard and those that are silent."""
+        one = self._answers[site]
+        for image in np.flatnonzero(one.counts.any(axis=1)).tolist():
+            heard, silent = (one.counts & one.heard)[image], (one.counts & ~one.heard)[image]
+            self._fold(self._heard[image], masks[image : image + 1], site, heard)
+            if silent.any():
                 if image not in self._silent:
                     self._silent[image] = self._method.init(self._of_one)
-                self._put(self._silent[image], masks[image : image + 1], site, known, ~heard[image])
-        sample = agreement.sample(masks, known, answered)
-        self._answers[site] = _Answer(sample, given[:, None] & sees, given[:, None] & heard, given)
+                self._fold(self._silent[image], masks[image : image + 1], site, silent)
 
-    def _put(self, state: Any, masks: SoftMasks, site: str, known: Sequence[int], chosen: Flags) -> None:
+    def _fold(self, state: Any, masks: SoftMasks, site: str, chosen: Flags) -> None:
         if chosen.any():
-            rows = [label for label, taken in zip(known, chosen, strict=True) if taken]
+            rows = [label for label, taken in zip(self._answers[site].sample.known, chosen, strict=True) if taken]
             self._method.fold(state, masks[:, chosen], self._weights[site], rows)
 
     def finish(self, least: npt.ArrayLike | None = None) -> Fused:
@@ -180,12 +193,17 @@ class Panel:
         least
             How many masks of each label, (K,), an image needs; what the fusion needs where None.
         """
-        held = list(self._answers.values())
-        seen = self._count([one.sees for one in held])
-        heard = self._count([one.heard for one in held])
-        answered = self._count([np.repeat(one.given[:, None], len(one.sample.known), axis=1) for one in held])
         needed = self._fusion.least_sites
-        met = (seen >= gate.quorum(self._fusion.gate, answered)) & (heard >= needed)
+        samples = {site: one.sample for site, one in self._answers.items()}
+        met_each_other = agreement.meetings(samples)
+        answered = self._count([one.counts for one in self._answers.values()])
+        if self._waiting:
+            self._leave_out(outliers(samples, met_each_other, needed))
+        held = list(self._answers.values())
+        counted = self._count([one.counts for one in held])
+        seen = self._count([one.counts & one.sees for one in held])
+        heard = self._count([one.counts & one.heard for one in held])
+        met = (seen >= gate.quorum(self._fusion.gate, counted)) & (heard >= needed)
         masks = np.zeros(self._shape, np.uint8)
         enough = answered >= np.asarray(needed if least is None else least)
         for image in np.flatnonzero(enough.all(axis=1)).tolist():
@@ -193,11 +211,8 @@ class Panel:
                 self._method.merge(self._heard[image], self._silent[image], np.flatnonzero(~met[image]).tolist())
             masks[image] = self._method.finish(self._heard[image])[0]
         folded = {
-            site: one.given[:, None] & (one.heard | ~met[:, list(one.sample.known)])
-            for site, one in self._answers.items()
+            site: one.counts & (one.heard | ~met[:, list(one.sample.known)]) for site, one in self._answers.items()
         }
-        samples = {site: one.sample for site, one in self._answers.items()}
-        met_each_other = agreement.meetings(samples)
         between = agreement.between(samples, met_each_other, folded, len(masks))
         agreed = np.where(between >= 0, between / agreement.WHOLE, np.nan)
         silent = {
@@ -207,6 +222,14 @@ class Panel:
         by_site = agreement.of_chunk(samples, met_each_other)
         by_mean = np.zeros(len(masks), np.bool_)
         return Fused(masks, seen, answered, consensus, agreed, silent, by_mean, by_site)
+
+    def _leave_out(self, apart: Mapping[str, Flags]) -> None:
+        for site, coded in self._waiting.items():
+            one = self._answers[site]
+            self._answers[site] = replace(one, counts=one.counts & ~apart[site])
+            shape = (len(one.sample.known), *self._shape[2:])
+            self._put(site, np.stack([soft_mask.decode(mask, shape) for mask in coded]))
+        self._waiting.clear()
 
     def _count(self, flags: Sequence[Flags]) -> Counts:
         """Count over the sites, in their order: int64 (n, K)."""
@@ -218,9 +241,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Of one site: its sample; bool (n, known labels) where it sees a target, and is heard; bool (n,) where it answers."""
+    """Of one site, bool (n, known labels): where it sees a target, would be heard, and counts: gave a mask, and no outlier."""
 
     sample: agreement.Sample
     sees: Flags
     heard: Flags
-    given: Flags
+    counts: Flags
+
+    @property
+    def given(self) -> Flags:
+        """From which images it does not abstain: bool (n,)."""
+        return np.ones(len(self.sees), np.bool_) if self.sample.answered is None else self.sample.answered

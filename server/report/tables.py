@@ -34,7 +34,8 @@ AGREEMENT_NOTE: Final = (
 )
 FUSION_NOTE: Final = (
     "Weight in the mean, of the largest. Validation: the site's own labelled images that its teacher was not trained on, as the "
-    "site reports it. Silent in: shared images of which its mask was left out, as it sees no target there and enough others do."
+    "site reports it. Silent in: shared images of which its mask was left out: it sees no target there and enough others do, or "
+    "is unlike all the others."
 )
 REASONS: Final = {
     "few-target-pixels": "too few target pixels",
@@ -219,7 +220,8 @@ def fusion_table(metrics: Metrics) -> Table | None:
     """How much each site counted, and why; None where every site simply counts as one, and none reports a validation."""
     held = {site: entry["fusion"] for site, entry in metrics["sites"].items()}
     told = [one for one in held.values() if one["validation"]]
-    if not told and metrics["fusion"]["gate"] == "none" and not metrics["fusion"]["weights"]:
+    fusion = metrics["fusion"]
+    if not told and fusion["gate"] == "none" and fusion["outliers"] == "heard" and not fusion["weights"]:
         return None
     weights = [one["weight"] for one in held.values() if one["weight"] is not None]
     rows = tuple(

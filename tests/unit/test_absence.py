@@ -176,19 +176,34 @@ def test_who_is_connected_is_told_while_waiting(make: Make) -> None:
     assert set(SITES) in told
 
 
-@pytest.mark.parametrize("lie", ["inverted", "noise"])
-def test_trimmed_masks_are_the_honest_sites_and_the_liar_is_named_by_its_agreement(make: Make, lie: str) -> None:
-    """East and north agree; west sends something else: with a trim of 1 of 3 the middle level is always an honest one."""
-    case = make(fusion={"method": "trimmed-mean"})
+def lied_to(case: Case, lie: str) -> np.ndarray:
+    """East and north send a disc, uint8 (1, 32, 32), and west something else; gives the disc."""
     rng = np.random.default_rng(0)
     disc = np.where(np.hypot(*(np.mgrid[:32, :32] - 15.5)) < 6, 255, 0).astype(np.uint8)[None]
     lies = {"inverted": 255 - disc, "noise": rng.integers(0, 256, disc.shape).astype(np.uint8)}
     case.federation.masks = {"east": disc, "north": disc, "west": lies[lie]}
+    return disc
+
+
+@pytest.mark.parametrize("lie", ["inverted", "noise"])
+def test_trimmed_masks_are_the_honest_sites_and_the_liar_is_named_by_its_agreement(make: Make, lie: str) -> None:
+    """East and north agree; west sends something else: with a trim of 1 of 3 the middle level is always an honest one."""
+    case = make(fusion={"method": "trimmed-mean"})
+    disc = lied_to(case, lie)
     case.collect()
     assert (case.masks.read() == disc).all()
     held = case.ledger.agreement()
     assert {site: one.n for site, one in held.items()} == dict.fromkeys(SITES, COUNT)
     assert held["west"].mean < 25 < 50 <= held["east"].mean == held["north"].mean
+
+
+@pytest.mark.parametrize("lie", ["inverted", "noise"])
+def test_where_outliers_are_silent_a_mean_is_that_of_the_honest_sites(make: Make, lie: str) -> None:
+    case = make(fusion={"outliers": "silent"})
+    disc = lied_to(case, lie)
+    case.collect()
+    assert (case.masks.read() == disc).all()
+    assert case.ledger.silent() == {"east": 0, "north": 0, "west": COUNT}
 
 
 class CutWhileTold:
