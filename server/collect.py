@@ -1,9 +1,9 @@
 """Collecting: ask every site for soft masks, chunk by chunk; fold each answer as it comes, and forget it.
 
 Memory is that of the chunks in flight, whatever the number of sites and images (`fusion/methods.py` tells the exceptions, and
-where outliers are silent a chunk's masks wait for each other, coded). A chunk is finished when every site that still takes part
-has answered, and a quorum did; then its pseudo masks are written, and only then the ledger says so. Until then the ledger holds
-the answers as they came: a coordinator that was killed folds them again and asks nobody twice.
+where outliers are silent a chunk's masks are kept, coded, until all are there). A chunk is finished when every site that still
+takes part has answered, and a quorum did; then its pseudo masks are written, and only then the ledger says so. Until then the
+ledger holds the answers as they came: a coordinator that was killed folds them again and asks nobody twice.
 
 A site that breaks the contract or refuses is left out from there on, and named; the study goes on while the quorum holds. One
 that is late, or away for too long, is left out until it is back: then it is asked for the chunks that are still open.
@@ -249,10 +249,13 @@ class Collector:
         place = {name: i for i, name in enumerate(chunk.ids)}
         answered = np.isin(chunk.ids, reply.ids)
         known, labels, size = self.known[site], *self.study.mask_shape[:2]
-        masks = np.zeros((len(chunk.ids), len(known), size, size), np.uint8)
-        for name, data in zip(reply.ids, self.unseal(site, reply), strict=True):
-            masks[place[name]] = soft_mask.decode(data, (len(known), size, size))
-        chunk.panel.fold(site, masks, known, answered)  # only now: an answer counts whole or not at all
+        shape, coded = (len(known), size, size), dict(zip(reply.ids, self.unseal(site, reply), strict=True))
+        masks = np.zeros((len(chunk.ids), *shape), np.uint8)
+        for name, data in coded.items():
+            masks[place[name]] = soft_mask.decode(data, shape)
+        ids = chunk.ids  # not the chunk: it holds the panel, and so would be freed late
+        # only now: an answer counts whole or not at all
+        chunk.panel.fold(site, masks, known, answered, lambda image: soft_mask.decode(coded[ids[image]], shape))
         self.watched.keep(site, chunk.first, _of_all_labels(masks, known, labels))
         chunk.answered[site] = (sum(map(len, reply.masks)), reply.seconds)
         chunk.open_sites.discard(site)

@@ -4,14 +4,13 @@ The collector folds answers into a `Panel` as they arrive; `fuse` does the same 
 depend on the order of sites.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common import soft_mask
 from consilium.common.errors import DataError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import FusionSettings
@@ -23,6 +22,8 @@ from consilium.server.site_weights import site_weights
 
 Flags = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+Again = Callable[[int], SoftMasks]
+Put = Callable[[Any, SoftMasks, int, Sequence[int] | None], None]
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Panel:
     """The answers to n images so far.
 
     Of each image there are two fusions: of the masks that are heard, and of those that are silent and wait for whether a
-    quorum sees something. The second is made when it is needed. Which masks are outliers is known when all are there: in a
-    study that leaves them out the masks wait for that, coded, a tenth of their size.
+    quorum sees something. The second is made when it is needed. Which masks are outliers is known when all are there: then they
+    are asked for once more, and taken out of the fusion that they are in.
 
     Parameters
     ----------
@@ -137,13 +138,20 @@ class Panel:
         self._heard: Final[list[Any]] = [self._method.init(self._of_one) for _ in range(shape[0])]
         self._silent: Final[dict[int, Any]] = {}
         self._answers: Final[dict[str, _Answer]] = {}
-        self._waiting: Final[dict[str, list[bytes]]] = {}
+        self._again: Final[dict[str, Again]] = {}
 
     @property
     def _of_one(self) -> tuple[int, int, int, int]:
         return (1, *self._shape[1:])
 
-    def fold(self, site: str, masks: SoftMasks, known: Sequence[int], answered: Flags | None = None) -> None:
+    def fold(
+        self,
+        site: str,
+        masks: SoftMasks,
+        known: Sequence[int],
+        answered: Flags | None = None,
+        again: Again | None = None,
+    ) -> None:
         """Add one site's answer.
 
         Parameters
@@ -156,6 +164,9 @@ class Panel:
             Which labels they are of, by position.
         answered
             bool (n,): from which images it does not abstain; all where None.
+        again
+            Gives its mask of an image, by position, once more: ``masks`` are forgotten where it is there, else kept if outliers
+            are silent.
         """
         if site in self._answers:
             raise DataError(f"every site answers once; got a second answer of {site}")
@@ -164,26 +175,24 @@ class Panel:
         heard = np.ones_like(sees) if self._fusion.gate == "none" or site in self._always else sees
         counts = np.repeat(given[:, None], sees.shape[1], axis=1)
         self._answers[site] = _Answer(agreement.sample(masks, known, answered), sees, heard, counts)
+        for image in np.flatnonzero(given).tolist():
+            self._put(self._method.fold, site, image, masks[image], counts[image])
         if self._fusion.outliers == "silent":
-            self._waiting[site] = [soft_mask.encode(mask) for mask in masks]
-        else:
-            self._put(site, masks)
+            self._again[site] = again or masks.__getitem__
 
-    def _put(self, site: str, masks: SoftMasks) -> None:
-        """Sort a site's masks among those that are heard and those that are silent."""
-        one = self._answers[site]
-        for image in np.flatnonzero(one.counts.any(axis=1)).tolist():
-            heard, silent = (one.counts & one.heard)[image], (one.counts & ~one.heard)[image]
-            self._fold(self._heard[image], masks[image : image + 1], site, heard)
-            if silent.any():
-                if image not in self._silent:
-                    self._silent[image] = self._method.init(self._of_one)
-                self._fold(self._silent[image], masks[image : image + 1], site, silent)
+    def _put(self, put: Put, site: str, image: int, mask: SoftMasks, chosen: Flags) -> None:
+        """Fold the chosen labels of a mask in or out, each where it is heard, or silent."""
+        heard = self._answers[site].heard[image]
+        self._put_in(put, self._heard[image], site, mask, chosen & heard)
+        if (chosen & ~heard).any():
+            if image not in self._silent:
+                self._silent[image] = self._method.init(self._of_one)
+            self._put_in(put, self._silent[image], site, mask, chosen & ~heard)
 
-    def _fold(self, state: Any, masks: SoftMasks, site: str, chosen: Flags) -> None:
+    def _put_in(self, put: Put, state: Any, site: str, mask: SoftMasks, chosen: Flags) -> None:
         if chosen.any():
             rows = [label for label, taken in zip(self._answers[site].sample.known, chosen, strict=True) if taken]
-            self._method.fold(state, masks[:, chosen], self._weights[site], rows)
+            put(state, mask[None, chosen], self._weights[site], rows)
 
     def finish(self, least: npt.ArrayLike | None = None) -> Fused:
         """Make the pseudo masks. The panel takes no answer afterwards.
@@ -197,7 +206,7 @@ class Panel:
         samples = {site: one.sample for site, one in self._answers.items()}
         met_each_other = agreement.meetings(samples)
         answered = self._count([one.counts for one in self._answers.values()])
-        if self._waiting:
+        if self._again:
             self._leave_out(outliers(samples, met_each_other, needed))
         held = list(self._answers.values())
         counted = self._count([one.counts for one in held])
@@ -224,12 +233,12 @@ class Panel:
         return Fused(masks, seen, answered, consensus, agreed, silent, by_mean, by_site)
 
     def _leave_out(self, apart: Mapping[str, Flags]) -> None:
-        for site, coded in self._waiting.items():
-            one = self._answers[site]
-            self._answers[site] = replace(one, counts=one.counts & ~apart[site])
-            shape = (len(one.sample.known), *self._shape[2:])
-            self._put(site, np.stack([soft_mask.decode(mask, shape) for mask in coded]))
-        self._waiting.clear()
+        for site, again in self._again.items():
+            counts = self._answers[site].counts
+            gone = counts & apart[site]
+            for image in np.flatnonzero(gone.any(axis=1)).tolist():
+                self._put(self._method.unfold, site, image, again(image), gone[image])
+            self._answers[site] = replace(self._answers[site], counts=counts & ~gone)
 
     def _count(self, flags: Sequence[Flags]) -> Counts:
         """Count over the sites, in their order: int64 (n, K)."""

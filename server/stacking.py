@@ -20,7 +20,7 @@ import numpy.typing as npt
 from consilium.common.errors import DataError, StudyError
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
-from consilium.server.consensus import Flags, Fused, Panel
+from consilium.server.consensus import Again, Flags, Fused, Panel
 from consilium.server.fusion import stack
 from consilium.server.fusion.stack import Stack
 from consilium.server.ledger import Ledger
@@ -210,8 +210,15 @@ class StackPanel:
         self._mean: Final = mean
         self.answers: Final[dict[str, Answer]] = {}
 
-    def fold(self, site: str, masks: SoftMasks, known: Sequence[int], answered: Flags | None = None) -> None:
-        """Add one site's answer; parameters as of `Panel.fold`."""
+    def fold(
+        self,
+        site: str,
+        masks: SoftMasks,
+        known: Sequence[int],
+        answered: Flags | None = None,
+        _again: Again | None = None,
+    ) -> None:
+        """Add one site's answer; parameters as of `Panel.fold`. The masks are kept, whatever can be asked for once more."""
         given = np.ones(len(masks), np.bool_) if answered is None else answered
         self.answers[site] = Answer(masks, tuple(known), given)
 

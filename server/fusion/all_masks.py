@@ -57,6 +57,14 @@ def fold(state: AllMasks, masks: SoftMasks, weight: int = 1, known: Sequence[int
         state.planes[row].append(masks[:, place].copy())
 
 
+def unfold(state: AllMasks, masks: SoftMasks, _weight: int = 1, known: Sequence[int] | None = None) -> None:
+    """Take one site's answer out again; parameters as it was folded in with. Of equal masks it does not matter which goes."""
+    rows = checked_rows(state.shape, masks, known)
+    for place, row in enumerate(rows):
+        planes = state.planes[row]
+        planes.pop(next(at for at, plane in enumerate(planes) if np.array_equal(plane, masks[:, place])))
+
+
 def merge(state: AllMasks, other: AllMasks, labels: Sequence[int]) -> None:
     """Add the answers in another state, of some labels, as if they had been folded into this one."""
     for row in labels:

@@ -9,9 +9,9 @@ binary masks it is the majority's, and no target pixel where two halves disagree
 import numpy as np
 
 from consilium.common.soft_mask import SoftMasks
-from consilium.server.fusion.all_masks import AllMasks, by_label, fold, init, merge, put_in_place
+from consilium.server.fusion.all_masks import AllMasks, by_label, fold, init, merge, put_in_place, unfold
 
-__all__ = ["finish", "fold", "init", "merge"]
+__all__ = ["finish", "fold", "init", "merge", "unfold"]
 
 
 def finish(state: AllMasks) -> SoftMasks:

@@ -35,6 +35,8 @@ class Method:
         Gives a state for n images, of shape (n, K, H, W).
     fold
         Adds one site's masks, uint8 (n, known labels, H, W), to the state, in any order.
+    unfold
+        Takes a site's masks out of the state again; called as `fold` was.
     merge
         ``merge(state, other, labels)`` adds what was folded into another state, of some labels.
     finish
@@ -43,6 +45,7 @@ class Method:
 
     init: Callable[[tuple[int, int, int, int]], Any]
     fold: Callable[[Any, SoftMasks, int, Sequence[int] | None], None]
+    unfold: Callable[[Any, SoftMasks, int, Sequence[int] | None], None]
     merge: Callable[[Any, Any, Sequence[int]], None]
     finish: Callable[[Any], SoftMasks]
 
@@ -52,6 +55,6 @@ def method_of(settings: FusionSettings) -> Method:
     settings = settings.stand_in
     if settings.method == "trimmed-mean":
         finish = partial(trimmed_mean.finish, trim=settings.trim)
-        return Method(trimmed_mean.init, trimmed_mean.fold, trimmed_mean.merge, finish)
+        return Method(trimmed_mean.init, trimmed_mean.fold, trimmed_mean.unfold, trimmed_mean.merge, finish)
     module = {"median": median, "staple": staple, "weighted-mean": weighted_mean}[settings.method]
-    return Method(module.init, module.fold, module.merge, module.finish)
+    return Method(module.init, module.fold, module.unfold, module.merge, module.finish)

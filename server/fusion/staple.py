@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from consilium.common.soft_mask import TARGET_LEVEL, SoftMasks, quantise
 from consilium.server.fusion import patterns
-from consilium.server.fusion.all_masks import AllMasks, by_label, fold, init, merge
+from consilium.server.fusion.all_masks import AllMasks, by_label, fold, init, merge, unfold
 
-__all__ = ["estimate", "finish", "fold", "init", "merge"]
+__all__ = ["estimate", "finish", "fold", "init", "merge", "unfold"]
 
 _START: Final = 0.99999
 _STILL: Final = 1e-7

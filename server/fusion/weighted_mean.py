@@ -71,6 +71,15 @@ def fold(state: WeightedMean, masks: SoftMasks, weight: int = 1, known: Sequence
     state.sites[rows] += 1
 
 
+def unfold(state: WeightedMean, masks: SoftMasks, weight: int = 1, known: Sequence[int] | None = None) -> None:
+    """Take one site's answer out again; parameters as it was folded in with."""
+    rows = checked_rows(state.total.shape, masks, known)
+    for place, row in enumerate(rows):
+        state.total[:, row] -= masks[:, place] * np.uint32(weight)
+    state.weights[rows] -= weight
+    state.sites[rows] -= 1
+
+
 def merge(state: WeightedMean, other: WeightedMean, labels: Sequence[int]) -> None:
     """Add the answers in another state, of some labels, as if they had been folded into this one."""
     rows = list(labels)

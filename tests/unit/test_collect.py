@@ -1,5 +1,6 @@
 """Collecting from a federation that lies, stalls, replays and goes offline."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from consilium.common.settings import parse
 from consilium.common.study import Study
 from consilium.common.validation import Validation
 from consilium.server.collect import Collector, Watched
-from consilium.server.consensus import fuse
+from consilium.server.consensus import Panel, fuse
 from consilium.server.inquiry import Inquiry, Letter
 from consilium.server.ledger import Ledger
 from consilium.server.run_folder import MaskFile
@@ -358,8 +359,25 @@ def test_a_study_that_lacks_nothing_but_consent_waits_for_it_and_goes_on(case: C
     assert (case.masks.read() == case.expected(*SITES)).all()
 
 
-CONSENSUS = {"gate": "majority", "weights": "validation"}
+CONSENSUS = {"gate": "majority", "weights": "validation", "outliers": "silent"}
 VALIDATION = {"east": Validation(80.0, 30), "north": Validation(55.0, 30, 1.0, 0, 2)}
+
+
+def test_a_chunk_is_forgotten_as_soon_as_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, monkeypatch, fusion=CONSENSUS, validation=VALIDATION)
+    left: list[int] = []
+
+    def count(done: int, _total: int) -> None:
+        if done:  # the panels of the chunks that are still in flight, and of the one that is being finished
+            left.append(sum(isinstance(held, Panel) for held in gc.get_objects()))
+
+    gc.collect()
+    gc.disable()  # memory must not wait for it
+    try:
+        case.collect(on_chunk=count)
+    finally:
+        gc.enable()
+    assert left == [3, 2, 1]
 
 
 @pytest.mark.parametrize("stop_at", [0, CHUNK, 2 * CHUNK])

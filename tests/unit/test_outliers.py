@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from consilium.common.study import FusionSettings
 from consilium.server.agreement import Sample, meetings
 from consilium.server.consensus import Fused, fuse
+from consilium.server.fusion.methods import method_of
 from consilium.server.outliers import outliers
 
 SIZE = 8
@@ -155,3 +156,17 @@ def test_without_an_outlier_it_is_the_same_fusion(seed: int, sites: int, method:
     left_out, heard = fused("silent", method, **masks), fused("heard", method, **masks)
     assert (left_out.masks[whole] == heard.masks[whole]).all()
     assert (left_out.seen[whole] == heard.seen[whole]).all()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 6), METHODS, st.integers(1, 9))
+def test_what_is_taken_out_again_was_never_there(seed: int, sites: int, name: str, weight: int) -> None:
+    method, masks = method_of(FusionSettings(method=name)), list(random_masks(sites + 1, seed).values())
+    weight = weight if name == "weighted-mean" else 1
+    states = [method.init(masks[0].shape) for _ in range(2)]
+    for state, folded in zip(states, (masks, masks[1:]), strict=True):
+        for mask in folded:
+            method.fold(state, mask, weight, None)
+    method.unfold(states[0], masks[0][:, [1]], weight, [1])
+    method.unfold(states[0], masks[0][:, [0]], weight, [0])
+    assert (method.finish(states[0]) == method.finish(states[1])).all()
