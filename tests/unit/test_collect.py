@@ -369,7 +369,7 @@ def test_a_chunk_is_forgotten_as_soon_as_it_is_finished(tmp_path: Path, monkeypa
 
     def count(done: int, _total: int) -> None:
         if done:  # the panels of the chunks that are still in flight, and of the one that is being finished
-            left.append(sum(isinstance(held, Panel) for held in gc.get_objects()))
+            left.append(sum(type(held) is Panel for held in gc.get_objects()))
 
     gc.collect()
     gc.disable()  # memory must not wait for it
