@@ -1,6 +1,5 @@
 """Testing a site's teacher on the site's own labelled images, before it answers anybody else."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from consilium.clients.settings import SiteHome, SiteSettings, load_site
+from consilium.clients import site_text
+from consilium.clients.settings import SiteHome
 from consilium.clients.teachers import Teacher, card, faults, picture
 from consilium.clients.teachers.faults import Finding, Values
 from consilium.clients.teachers.fitted import FittedTeacher
@@ -20,7 +20,7 @@ from consilium.clients.teachers.settings import NORMALISATIONS, TensorSettings
 from consilium.clients.train import pack_data
 from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
-from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.errors import DataError, StateError
 from consilium.common.evaluation import calibration
 from consilium.common.identity import private_folder
 from consilium.common.settings import read_toml
@@ -350,27 +350,6 @@ def write_temperature(path: Path, value: float) -> None:
     SettingsError
         If that cannot be done in the text of the file; it is unchanged then.
     """
-    wanted = load_site(path).settings.model_dump(exclude={"teacher": {"temperature"}})
-    text = path.read_text("utf-8")
-    line = f"temperature = {value:g}"
-    header = re.search(r"^\[teacher\][ \t]*(#.*)?$", text, re.MULTILINE)
-    if header is None:
-        changed = f"{text.rstrip()}\n\n[teacher]\n{line}\n"
-    else:
-        end = re.compile(r"^\[", re.MULTILINE).search(text, header.end())
-        table = text[header.end() : end.start() if end else len(text)]
-        mended, count = re.subn(r"^temperature[ \t]*=[^#\n]*?(?=[ \t]*(#|$))", line, table, count=1, flags=re.MULTILINE)
-        changed = (
-            text[: header.end()] + (mended if count else f"\n{line}{table}") + (text[end.start() :] if end else "")
-        )
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(changed, "utf-8")
-        partial.chmod(path.stat().st_mode)
-        found = SiteSettings.model_validate(read_toml(partial))
-        if found.teacher.temperature != value or found.model_dump(exclude={"teacher": {"temperature"}}) != wanted:
-            raise ValueError("it would change more")
-        partial.replace(path)
-    except (SettingsError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise SettingsError(f"{path}: write {line!r} into the table [teacher] yourself ({error})") from None
+    teacher = read_toml(path).get(site_text.TEACHER, {}) | {"temperature": value}
+    by_hand = f"write 'temperature = {value:g}' into the table [teacher] yourself"
+    site_text.write(path, site_text.with_temperature(path.read_text("utf-8"), value), teacher, by_hand)

@@ -140,6 +140,28 @@ def check(
         say(f"To use it: --write-temperature, or teacher.temperature = {found.best:g} in {settings}")
 
 
+@app.command(epilog="Example: consilium-site adopt hospital/site.toml breast-2026")
+def adopt(
+    settings: SettingsFile,
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or the first digits of its digest.")],
+) -> None:
+    """Answer with a study's student, as it was fine-tuned here, in place of the teacher: for a study that follows.
+
+    Names it in SITE.toml, keeps a copy of the file as it was, and tests it like `check`: a study weighs the site by that.
+    """
+    load(settings)
+    from consilium.clients.adopt import adopt as name_as_teacher
+
+    made = name_as_teacher(settings, study)
+    say(
+        f"The student of {made.study}, fine-tuned here: Dice {made.before:.1f} % before, {made.after:.1f} % after, on the test "
+        f"images of this site. {settings} names it as the teacher"
+        + (f"; {made.former.name} is the file as it was." if made.former else " already.")
+    )
+    check(settings, write_temperature=False)
+    say("It answers from the next start of the site on (consilium-site start).")
+
+
 @app.command(epilog="Example: consilium-site start hospital/site.toml")
 def start(
     settings: SettingsFile,
@@ -257,15 +279,13 @@ def _teacher_rows(home: "SiteHome") -> Rows:
         size = " x ".join(map(str, teacher.size)) if teacher.size else "native size"
         yield "teacher", f"{teacher.kind}, {size}, {teacher.channels} channels, {teacher.output}"
         return
-    yield (
-        "teacher",
-        f"{teacher.network.name}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}",
-    )
     card = home.teacher / "card.json"
-    if not card.is_file():
+    kept = json.loads(card.read_text("utf-8")) if card.is_file() else {}
+    network = kept.get("architecture", {}).get("name", teacher.network.name)  # a study's student brings its own
+    yield "teacher", f"{network}, {teacher.size} x {teacher.size}, {teacher.channels} channels, {teacher.output}"
+    if not kept:
         yield "trained", f"no; run consilium-site train {home.folder / 'site.toml'}"
         return
-    kept = json.loads(card.read_text("utf-8"))
     count = kept.get("train-images")  # a student that a study left here has none of its own
     yield "trained", f"on {count} images, in {home.teacher}" if count else f"elsewhere; it is in {home.teacher}"
     if kept.get("test-images"):

@@ -20,6 +20,8 @@ from consilium.common.settings import Name, NameList, Settings, load, parse, rea
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings
 
 TRAINED: Final = "trained.json"
+FINE_TUNED: Final = "result.json"
+"""In the folder of a fine-tuned student: its Dice before and after; written last, so that a folder with one is whole."""
 _NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 

@@ -22,7 +22,7 @@ from consilium.clients.answers import Answers
 from consilium.clients.audit import ANSWERED, Audit, Event
 from consilium.clients.consent import ConsentBook
 from consilium.clients.own_images import OwnImages
-from consilium.clients.settings import SiteHome
+from consilium.clients.settings import FINE_TUNED, SiteHome
 from consilium.clients.studies import Shown, StudyBook
 from consilium.clients.teachers import Teacher
 from consilium.clients.teachers.opening import clip
@@ -359,9 +359,9 @@ class Site:
         policy.require_enough(self._settings.policy, len(_open_set(self._home.test_set)))
         folder = self._home.students / f"{request.study[:12]}-{hashlib.sha256(request.weights).hexdigest()[:12]}"
         with self._training:
-            if not (folder / _RESULT).exists():
+            if not (folder / FINE_TUNED).exists():
                 self._train_student(request, study, folder)
-        result = json.loads((folder / _RESULT).read_text("utf-8"))
+        result = json.loads((folder / FINE_TUNED).read_text("utf-8"))
         reply = FineTuneReply(
             study=request.study,
             catalogue=request.catalogue,
@@ -401,9 +401,9 @@ class Site:
             on_step=lambda _progress: self._go_on(),
         )
         save_student(folder, student, card | {"fine_tuned": tuned.facts()})
-        partial = folder / f"{_RESULT}.partial"
+        partial = folder / f"{FINE_TUNED}.partial"
         partial.write_text(json.dumps(tuned.facts()), "utf-8")
-        partial.replace(folder / _RESULT)
+        partial.replace(folder / FINE_TUNED)
         shutil.rmtree(folder / "training", ignore_errors=True)
 
 
@@ -418,9 +418,6 @@ def temperature_of(home: SiteHome, card: Mapping[str, object]) -> float:
     if found is None or settings.temperature != 1.0 or settings.offers == "binary":
         return 1.0
     return found.temperature
-
-
-_RESULT: Final = "result.json"
 
 
 def _student_of(request: EvaluateRequest | FineTuneRequest) -> str:

@@ -77,6 +77,13 @@ def simulate(
     groups: Annotated[
         Path | None, typer.Option(help="CSV of near-duplicate groups; overrides simulation.groups")
     ] = None,
+    follow_up: Annotated[
+        bool,
+        typer.Option(
+            "--follow-up",
+            help="then a second study, in RUN/follow-up: the sites answer with the student as each fine-tuned it",
+        ),
+    ] = False,
 ) -> None:
     """Run a whole federation on this machine: teachers, soft masks, student, report.
 
@@ -92,13 +99,21 @@ def simulate(
     settings = parse(SimulatedStudy, document, str(path))
     root = run or Path("runs") / settings.name
 
-    from consilium.server.report.tables import console_table
-    from consilium.server.simulate import simulate as run_simulation
+    if follow_up and not settings.tuning:
+        raise SettingsError(
+            f"{path}: --follow-up asks what the sites made of the student; name them in fine-tune.sites"
+        )
 
-    console = Console()
-    metrics = run_simulation(settings, root, engine.value, console)
-    console.print(console_table(metrics))
-    console.print(f"Report: {(root / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+    from consilium.server import simulate as running
+    from consilium.server.report.tables import console_table
+
+    console, done = Console(), [root]
+    console.print(console_table(running.simulate(settings, root, engine.value, console)))
+    if follow_up:
+        done.append(running.follow_up_folder(root))
+        console.print(console_table(running.simulate_follow_up(settings, root, engine.value, console)))
+    for folder in done:
+        console.print(f"Report: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)
 
 
 @catalogue_app.command(
@@ -229,6 +244,44 @@ def run_study(
     else:
         submit_and_follow(settings, folder, superlink, Console())
     report(folder)
+
+
+@app.command(
+    "follow-up",
+    epilog="Example:  consilium follow-up runs/first --run runs/second --name second --key federation/signing.pem",
+)
+def follow_up_study(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="run folder of the finished study")],
+    key: Annotated[Path, typer.Option(help="the coordinator's Ed25519 signing key, that of the catalogue")],
+    name: Annotated[str, typer.Option(help="the new study's name; FIRST's with -follow-up by default")] = "",
+    run: RunOption = None,
+) -> None:
+    """Make ready a study on the same images that the sites answer with the first one's student, as each fine-tuned it.
+
+    Its student goes on from the first one's. Every site names its fine-tuned student as its teacher by a command of its own,
+    and is asked, and consents, anew.
+    """
+    from consilium.common.identity import load_signing_key
+    from consilium.server import follow_up
+    from consilium.server.run_folder import RunFolder
+
+    before = RunFolder(first)
+    study = before.open_study()
+    name = name or follow_up.default_name(study)
+    root = run or Path("runs") / name
+    made = follow_up.follow(before, RunFolder(root), name, load_signing_key(key))
+    console = Console()
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    tell(f"{name} follows {study.name}: {root.resolve()}")
+    tell(f"At {', '.join(made.fine_tuned)}, before the study is shown to them:")
+    tell(f"  consilium-site adopt SITE.toml {study.name}")
+    if made.others:
+        tell(f"{', '.join(made.others)} did not fine-tune the student, and may answer with their teachers as before.")
+    tell("Then here, with --coordinator or --superlink as for the first:")
+    tell(f"  consilium run {root / 'study.toml'} --run {root}")
 
 
 @app.command(epilog="Examples:  consilium status runs/demo --watch;  in a script:  consilium status runs/demo --json")

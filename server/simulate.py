@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,17 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from consilium.common.errors import MachineError
-from consilium.common.identity import make_node_key, read_node_public_key
+from consilium.common.identity import make_node_key, read_node_public_key, signing_key
 from consilium.common.processes import Child, ProcessGroup
 from consilium.common.settings import read_toml
 from consilium.common.study import RunConfig
+from consilium.server import follow_up
 from consilium.server.app import RUN_FOLDER_KEY, main
 from consilium.server.board import STAGE_LABELS, Board, following, measured_memory
 from consilium.server.inline import in_memory_grid
 from consilium.server.ledger import Ledger, stop_of
 from consilium.server.run_folder import SIMULATION_LOCK, RunFolder
-from consilium.server.simulation import Engine, SimulatedStudy, prepare, site_home
+from consilium.server.simulation import SITES, Engine, SimulatedStudy, prepare, site_home
 from consilium.server.submit import submit_and_wait, wait_until_free
 from consilium.server.superlink import SuperLink
 
@@ -52,40 +53,99 @@ def simulate(settings: SimulatedStudy, root: Path, engine: Engine, console: Cons
     """
     run = RunFolder(root)
     run.create(settings.study)
-    start = {"processes": _with_processes, "inline": _inline, "ray": _with_ray}[engine]
-    with run.locked(SIMULATION_LOCK), Board(console) as board, measured_memory() as memory:
-        console.print(NOBODY_IS_ASKED, highlight=False, soft_wrap=True)
+
+    def make_ready(board: Board) -> Mapping[str, float]:
         began = time.monotonic()
         board.show(DATA_LABEL, 0, 1)
         prepare(run, settings)
         board.show(DATA_LABEL, 1, 1)
         data_s = time.monotonic() - began
-        _train_teachers(run, settings, board)
-        teachers_s = time.monotonic() - began - data_s
+        labels = {
+            name: f"{name} trains its teacher ({site.network.name})" for name, site in settings.simulation.sites.items()
+        }
+        _at_sites(run, settings, board, labels, "train", "--progress-json")
+        return {"data": data_s, "teachers": time.monotonic() - began - data_s}
+
+    return _run(run, settings, engine, console, make_ready)
+
+
+def simulate_follow_up(settings: SimulatedStudy, root: Path, engine: Engine, console: Console) -> dict[str, Any]:
+    """Run the study that follows a simulated one, in `follow_up_folder`; gives its metrics, as `simulate` does.
+
+    The sites are those of the first study, in their homes; each answers with the student as it fine-tuned it. One that knows
+    only some of the study's labels answers with its teacher, as before.
+
+    Raises
+    ------
+    ConsiliumError
+        As `simulate`; also if no site fine-tuned the first study's student.
+    """
+    first, run = RunFolder(root), RunFolder(follow_up_folder(root))
+    key = signing_key(first.root / "coordinator" / "signing.pem")
+    made = follow_up.follow(first, run, follow_up.default_name(settings.study), key)
+    second = settings.model_copy(update={"name": made.study.name, "student": made.study.student})
+    homes = run.root / SITES
+    if not homes.exists():
+        homes.symlink_to(Path("..") / SITES)  # so that the run folder can be moved as a whole
+
+    def make_ready(board: Board) -> Mapping[str, float]:
+        began = time.monotonic()
+        labels = {
+            name: f"{name} takes its fine-tuned student for its teacher"
+            for name in made.fine_tuned
+            if settings.labels_of(name) == settings.labels
+        }
+        _at_sites(run, second, board, labels, "adopt", settings.name)
+        return {"teachers": time.monotonic() - began}
+
+    return _run(run, second, engine, console, make_ready)
+
+
+def follow_up_folder(root: Path) -> Path:
+    """The run folder of the study that follows a simulated one."""
+    return root / "follow-up"
+
+
+def _run(
+    run: RunFolder,
+    settings: SimulatedStudy,
+    engine: Engine,
+    console: Console,
+    make_ready: Callable[[Board], Mapping[str, float]],
+) -> dict[str, Any]:
+    """Make the sites ready, which gives the seconds of its parts, then run the study."""
+    start = {"processes": _with_processes, "inline": _inline, "ray": _with_ray}[engine]
+    with run.locked(SIMULATION_LOCK), Board(console) as board, measured_memory() as memory:
+        console.print(NOBODY_IS_ASKED, highlight=False, soft_wrap=True)
+        seconds = make_ready(board)
         with following(board, run.ledger):
             start(run, settings, board)
     metrics: dict[str, Any] = json.loads(run.metrics.read_text("utf-8"))
     metrics["peak_rss_mb"] = round(memory.peak_mb, 1)
-    metrics["seconds"] = {"data": round(data_s, 3), "teachers": round(teachers_s, 3), **metrics["seconds"]}
+    metrics["seconds"] = {**{part: round(spent, 3) for part, spent in seconds.items()}, **metrics["seconds"]}
     run.metrics.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     return metrics
 
 
-def _train_teachers(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
-    """Let every site train its teacher by its own command, a few side by side."""
-    waiting = list(settings.sites)
+def _at_sites(run: RunFolder, settings: SimulatedStudy, board: Board, labels: Mapping[str, str], *command: str) -> None:
+    """Let sites do something by a command of their own, a few side by side; what each does, by name, is for the display.
+
+    The command's first word comes before the site's settings file, the others behind it. A line of JSON that it prints with
+    ``step`` and ``steps`` is its progress.
+    """
+    waiting = list(labels)
     running: dict[str, tuple[Child, int]] = {}
     with ProcessGroup() as group:
         while waiting or running:
             while waiting and len(running) < settings.simulation.training_at_a_time:
                 name = waiting.pop(0)
                 home = site_home(run, name)
-                log = home / "log" / "train.log"
+                log = home / "log" / f"{command[0]}.log"
                 told = log.stat().st_size if log.exists() else 0
-                command = [*SITE_COMMAND, "train", str(home / "site.toml"), "--progress-json"]
-                running[name] = (Child(f"the training of {name}'s teacher", command, log), told)
+                words = [*SITE_COMMAND, command[0], str(home / "site.toml"), *command[1:]]
+                running[name] = (Child(f"`consilium-site {command[0]}` of {name}", words, log), told)
                 group.add(running[name][0])
-                board.show(_training_label(settings, name), 0, 1)
+                board.show(labels[name], 0, 1)
             time.sleep(0.3)
             for name, (child, told) in list(running.items()):
                 status = child.exit_status()
@@ -96,16 +156,12 @@ def _train_teachers(run: RunFolder, settings: SimulatedStudy, board: Board) -> N
                     heard = json.loads(last[0])
                     note = "" if heard.get("loss") is None else f"loss {heard['loss']:.3f}"
                     steps = heard["steps"]
-                    board.show(_training_label(settings, name), min(heard["step"], steps - 1), steps, note)
+                    board.show(labels[name], min(heard["step"], steps - 1), steps, note)
                 if status is not None:
                     del running[name]
                     if status:
                         raise MachineError(f"{child.name} failed; its log {child.log} ends:\n{child.tail()}")
-                    board.show(_training_label(settings, name), 1, 1)
-
-
-def _training_label(settings: SimulatedStudy, name: str) -> str:
-    return f"{name} trains its teacher ({settings.simulation.sites[name].network.name})"
+                    board.show(labels[name], 1, 1)
 
 
 def _with_processes(run: RunFolder, settings: SimulatedStudy, board: Board) -> None:
@@ -186,7 +242,7 @@ def _site_config(run: RunFolder, settings: SimulatedStudy) -> RunConfig:
     return {
         RUN_FOLDER_KEY: str(run.root),
         "sites": ",".join(settings.sites),
-        "sites-folder": str(run.root / "sites"),
+        "sites-folder": str(run.root / SITES),
     }
 
 

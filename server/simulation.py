@@ -33,6 +33,8 @@ Engine = Literal["processes", "ray", "inline"]
 
 SOURCES: Final = ("phantoms", "folders", *(name for name, kind in registry.DATA_SETS.items() if kind.has_masks))
 """Where labelled images may come from: made here, a folder a site, or a data set that is dealt to the sites."""
+SITES: Final = "sites"
+"""In the run folder: the sites' homes."""
 FURTHER: Final = "further"
 """The transferal set of the folder beside a data set's own unlabelled images, which are the set of the data set's name."""
 
@@ -204,7 +206,7 @@ def prepare(run: RunFolder, settings: SimulatedStudy) -> Catalogue:
 
 def site_home(run: RunFolder, name: str) -> Path:
     """The folder of a simulated site."""
-    return run.root / "sites" / name
+    return run.root / SITES / name
 
 
 def site_toml(settings: SimulatedStudy, name: str, signer: bytes) -> dict[str, Any]:

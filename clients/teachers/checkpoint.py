@@ -74,6 +74,10 @@ class CheckpointTeacher:
 
 
 def public_card(card: Mapping[str, Any]) -> dict[str, object]:
-    """The part of a card that a coordinator may see; a path to an encoder's weights, for one, is not."""
+    """The part of a card that a coordinator may see; a path to an encoder's weights, for one, is not.
+
+    That it is a study's student, fine-tuned here, may be told, but not of which study: it may have been another coordinator's.
+    """
     network = {key: card["architecture"][key] for key in _PUBLIC_NETWORK if key in card["architecture"]}
-    return {"format": "checkpoint", "network": network} | {key: card[key] for key in _PUBLIC if key in card}
+    tuned = {"fine-tuned-student": True} if "fine_tuned" in card else {}
+    return {"format": "checkpoint", "network": network} | tuned | {key: card[key] for key in _PUBLIC if key in card}

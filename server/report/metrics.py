@@ -116,7 +116,9 @@ def _plain(score: Score | None) -> dict[str, Any] | None:
 
 
 def _network(card: Any) -> str | None:
-    """The teacher's network as its site names it; a site may send any JSON for a card."""
+    """The teacher's network as its site names it, and whether it is a student; a site may send any JSON for a card."""
     network = card.get("network") if isinstance(card, dict) else None
     name = network.get("name") if isinstance(network, dict) else network
-    return name if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    return f"{name}, fine-tuned" if card.get("fine-tuned-student") is True else name

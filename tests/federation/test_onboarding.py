@@ -1,10 +1,11 @@
-"""From nothing to the first study and out again, by the commands alone: provision, join, accept, start, run, revoke."""
+"""From nothing to a second study and out again, by the commands alone: provision, join, accept, start, run, adopt, revoke."""
 
 import json
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import tomli_w
@@ -14,14 +15,25 @@ from consilium.common.identity import load_signing_key, public_key_of, sign
 from consilium.common.processes import Child, ProcessGroup, free_port
 from consilium.common.settings import read_toml
 from consilium.server.run_folder import RunFolder
-from consilium.server.simulation import site_home
-from tests.one_site import BIN, differing, one_site, simulate_quietly
+from consilium.server.simulation import SimulatedStudy, site_home
+from tests.one_site import BIN, TINY, differing, one_site, simulate_quietly
+
+STUDENT: Final = {
+    "network": {"name": "unet", "width": 8},
+    "training": {"image-budget": 800, "batch": 8, "learning-rate": 3e-3, "threads": 1},
+}
+"""One that finds lesions: a site does not take another for its teacher."""
+
+
+def study() -> SimulatedStudy:
+    """One site, that fine-tunes the student."""
+    return one_site(student=STUDENT, **{"fine-tune": read_toml(TINY)["fine-tune"] | {"sites": ["north"]}})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same study, run in one process: a trained teacher, a catalogue, and what must come out."""
-    return simulate_quietly(one_site(), tmp_path_factory.mktemp("inline") / "run")
+    return simulate_quietly(study(), tmp_path_factory.mktemp("inline") / "run")
 
 
 @pytest.fixture
@@ -106,7 +118,7 @@ def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
     assert not faults("consilium-site", "doctor", home / "site.toml")
 
     folder = run_folder(finished, tmp_path / "run", federation / "signing.pem")
-    (tmp_path / "study.toml").write_text(tomli_w.dumps(one_site().study.model_dump(mode="json", by_alias=True)))
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(study().study.model_dump(mode="json", by_alias=True)))
     done("consilium", "catalogue", "seal", folder, "--key", federation / "signing.pem")
     shown = command("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
     assert (shown.returncode, "waits for consent: north" in shown.stderr) == (3, True)
@@ -121,6 +133,22 @@ def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
     done("consilium", "run", tmp_path / "study.toml", "--run", folder, "--coordinator", federation)
     assert differing(folder, finished) == []
     assert f" {images} " in done("consilium-site", "audit", home / "site.toml")
+
+    second = tmp_path / "second"
+    done("consilium", "follow-up", folder, "--run", second, "--name", "second", "--key", federation / "signing.pem")
+    done("consilium-site", "adopt", home / "site.toml", "tiny")
+    site.stop()
+    site = running.add(
+        Child("site", [str(BIN / "consilium-site"), "start", str(home / "site.toml")], tmp_path / "again.log")
+    )
+    site.wait_until(lambda: "is ready" in site.tail(), 60)
+    again = ("run", second / "study.toml", "--run", second, "--coordinator", federation)
+    assert command("consilium", *again).returncode == 3  # its consent was to another study
+    done("consilium-site", "approve", home / "site.toml", "second")
+    done("consilium", *again)
+    metrics = json.loads((second / "metrics.json").read_text())
+    assert (metrics["status"], metrics["sites"]["north"]["network"]) == ("finished", "unet, fine-tuned")
+
     done("consilium-site", "revoke", home / "site.toml", "tiny")
     assert "revoked" in done("consilium-site", "review", home / "site.toml")
 
