@@ -108,10 +108,14 @@ def simulate(
     from consilium.server.report.tables import console_table
 
     console, done = Console(), [root]
-    console.print(console_table(running.simulate(settings, root, engine.value, console)))
+    first = running.simulate(settings, root, engine.value, console)
+    console.print(console_table(first))
     if follow_up:
+        from consilium.server.report.two_studies import two_studies
+
         done.append(running.follow_up_folder(root))
-        console.print(console_table(running.simulate_follow_up(settings, root, engine.value, console)))
+        second = running.simulate_follow_up(settings, root, engine.value, console)
+        console.print(console_table(second), two_studies(first, second))
     for folder in done:
         console.print(f"Report: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)
 

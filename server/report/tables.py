@@ -370,14 +370,14 @@ def console_table(metrics: Metrics) -> Group:
         What ``metrics.json`` holds.
     """
     dice = dice_table(metrics)
-    parts: list[Table | Text] = [Text(""), dice, *_notes(dice.notes), Text("")]
+    parts: list[Table | Text] = [Text(""), dice, *in_small(dice.notes), Text("")]
     parts += [Text(sentence) for sentence in verdict(metrics)]
     if by_label := label_table(metrics):
-        parts += [Text(""), by_label, *_notes(by_label.notes)]
+        parts += [Text(""), by_label, *in_small(by_label.notes)]
     if fused := fusion_table(metrics):
-        parts += [Text(""), fused, *_notes(fused.notes)]
+        parts += [Text(""), fused, *in_small(fused.notes)]
     if agreed := agreement_table(metrics):
-        parts += [Text(""), agreed, *_notes(agreed.notes)]
+        parts += [Text(""), agreed, *in_small(agreed.notes)]
     parts += [Text(""), traffic_table(metrics)]
     images = images_table(metrics)
     parts += [Text(""), images]
@@ -398,5 +398,6 @@ def _events(events: Iterable[Mapping[str, str]]) -> list[Table | Text]:
     return [Text(""), Text("Worth knowing", style="bold"), *(Text(plain(line, 400)) for line in told[:8]), *more]
 
 
-def _notes(notes: Iterable[str]) -> list[Text]:
+def in_small(notes: Iterable[str]) -> list[Text]:
+    """Notes below a table, as a terminal shows them."""
     return [Text(note, style="dim") for note in notes]

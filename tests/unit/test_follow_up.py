@@ -5,8 +5,9 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -19,9 +20,10 @@ from consilium.clients.audit import what_left
 from consilium.clients.settings import load_site
 from consilium.common.errors import SettingsError, StateError
 from consilium.common.identity import make_signing_key, signing_key
-from consilium.common.settings import parse, read_toml
+from consilium.common.settings import parse, read_toml, to_toml
 from consilium.server import follow_up
 from consilium.server.cli import app
+from consilium.server.report.two_studies import two_studies, two_studies_table
 from consilium.server.run_folder import RunFolder
 from consilium.server.simulate import follow_up_folder, simulate, simulate_follow_up
 from consilium.server.simulation import SimulatedStudy
@@ -89,14 +91,51 @@ def test_its_student_goes_on_from_the_first_ones(second: tuple[Path, dict[str, A
     assert (follow_up_folder(folder) / "student" / "student.safetensors").read_bytes() != weights
 
 
-def test_started_again_it_asks_nobody_twice(second: tuple[Path, dict[str, Any]]) -> None:
+def test_started_again_by_command_it_asks_nobody_twice_and_shows_both(second: tuple[Path, dict[str, Any]]) -> None:
     folder, found = second
-    log = folder / "sites" / "east" / "audit.jsonl"
+    log, file = folder / "sites" / "east" / "audit.jsonl", folder.with_name("tiny.toml")
     left = {name: [one["masks"], one["repeats"]] for name, one in what_left(log)["studies"].items()}
     assert left[found["study_digest"]] == [36, 0]
-    again = simulate_follow_up(settings(), folder, "inline", Console(quiet=True))
+    file.write_text(to_toml(settings()))
+    result = CliRunner().invoke(app, ["simulate", str(file), "--run", str(folder), "--engine", "inline", "--follow-up"])
+    assert result.exit_code == 0, result.output
     assert {name: [one["masks"], one["repeats"]] for name, one in what_left(log)["studies"].items()} == left
-    assert again["student"] == found["student"]
+    assert "Both studies: Dice in percent" in result.output
+    for report in (folder / "report.html", follow_up_folder(folder) / "report.html"):
+        assert f"Report: {report}" in result.output
+
+
+def test_both_studies_side_by_side() -> None:
+    def metrics(home: float, tuned: float | None, ensemble: float, student: float) -> dict[str, Any]:
+        def score(mean: float) -> dict[str, Any]:
+            return {"mean": mean, "std": 1.0, "n": 10}
+
+        teacher = {"local_dice": score(home), "pooled_dice": score(home - 5), "pooled_dice_by_label": None}
+        east = {"teacher": teacher, "fine_tuned": None if tuned is None else {"local_dice": score(tuned)}}
+        whole = {name: {"pooled_dice": score(mean)} for name, mean in (("ensemble", ensemble), ("student", student))}
+        return {"labels": ["lesion"], "sites": {"east": east}, **whole}
+
+    table = two_studies_table(metrics(60, 62, 58, 54), metrics(62, 64, 61, 55))
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["east", "60.0 ± 1.0", "62.0 ± 1.0", "64.0 ± 1.0"],
+        ["all sites together", "55.0 ± 1.0", "58.0 ± 1.0", "61.0 ± 1.0"],
+        ["student", "55.0 ± 1.0", "54.0 ± 1.0", "55.0 ± 1.0"],
+    ]
+    assert [[cell.best for cell in row[1:]] for row in table.rows] == [
+        [False, False, True],
+        [False, False, True],
+        [True, False, True],
+    ]
+    assert told(metrics(60, 62, 58, 54), metrics(62, 59.9, 61, 55)).endswith("began with at 0 of 1 sites.\n")
+    assert told(metrics(60, 62, 58, 54), metrics(62, 60, 61, 55)).endswith("began with at 1 of 1 sites.\n")
+    assert "equals or beats" not in told(metrics(60, None, 58, 54), metrics(60, None, 61, 55))
+
+
+def told(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """What a terminal shows."""
+    console = Console(width=200, file=StringIO())
+    console.print(two_studies(first, second))
+    return cast(StringIO, console.file).getvalue()
 
 
 def test_no_follow_up_where_nobody_fine_tunes(tmp_path: Path) -> None:
