@@ -38,6 +38,7 @@ def metrics(run: StudyRun) -> dict[str, Any]:
                 "test": here.test_images if here else None,
             },
             "teacher": {
+                "fine_tuned_student": isinstance(card, dict) and card.get("fine-tuned-student") is True,
                 "local_dice": _plain(here.teacher if here else None),
                 "pooled_dice": _plain(run.pooled("pooled", site)),
                 "pooled_dice_by_label": run.pooled_by_label("pooled", site),
@@ -116,9 +117,7 @@ def _plain(score: Score | None) -> dict[str, Any] | None:
 
 
 def _network(card: Any) -> str | None:
-    """The teacher's network as its site names it, and whether it is a student; a site may send any JSON for a card."""
+    """The teacher's network as its site names it; a site may send any JSON for a card."""
     network = card.get("network") if isinstance(card, dict) else None
     name = network.get("name") if isinstance(network, dict) else network
-    if not isinstance(name, str):
-        return None
-    return f"{name}, fine-tuned" if card.get("fine-tuned-student") is True else name
+    return name if isinstance(name, str) else None

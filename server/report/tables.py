@@ -24,6 +24,9 @@ HOME_NOTE: Final = "At home: on the site's own labelled test images, scored at t
 POOLED_NOTE: Final = (
     "Pooled: labelled test images the coordinator holds. All are scored on the same ones; no student trains on them."
 )
+TUNED_NOTE: Final = (
+    "Fine-tuned: that site's teacher is the student of a former study, trained on with the site's own labels."
+)
 LABEL_NOTE: Final = (
     "A dash: the site's teacher does not know the label. Dice elsewhere is the mean over the labels that are known, so "
     "compare teachers of different labels here only."
@@ -154,7 +157,9 @@ def dice_table(metrics: Metrics) -> Table:
         "Student fine-tuned, at home",
     )
     pooled_note = f"{POOLED_NOTE} Here {held[0].n}." if held else "No pooled test images were scored in this study."
-    return Table("How good: Dice in percent", columns, tuple(rows), 2, (DICE_NOTE, HOME_NOTE, pooled_note))
+    tuned = any(entry["teacher"]["fine_tuned_student"] for entry in metrics["sites"].values())
+    notes = (DICE_NOTE, HOME_NOTE, pooled_note, *([TUNED_NOTE] if tuned else []))
+    return Table("How good: Dice in percent", columns, tuple(rows), 2, notes)
 
 
 def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, ...]:
@@ -173,6 +178,8 @@ def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, 
         for score in home
     )
     network = plain(entry["network"], 24) if entry["network"] else NONE
+    if entry["teacher"]["fine_tuned_student"]:
+        network += ", fine-tuned"
     return (Cell(site), Cell(network), teacher, pooled, student, tuned)
 
 

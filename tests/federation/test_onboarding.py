@@ -147,7 +147,7 @@ def test_a_hospital_joins_takes_part_in_a_study_and_is_revoked(
     done("consilium-site", "approve", home / "site.toml", "second")
     done("consilium", *again)
     metrics = json.loads((second / "metrics.json").read_text())
-    assert (metrics["status"], metrics["sites"]["north"]["network"]) == ("finished", "unet, fine-tuned")
+    assert (metrics["status"], metrics["sites"]["north"]["teacher"]["fine_tuned_student"]) == ("finished", True)
 
     done("consilium-site", "revoke", home / "site.toml", "tiny")
     assert "revoked" in done("consilium-site", "review", home / "site.toml")

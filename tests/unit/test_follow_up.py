@@ -23,6 +23,7 @@ from consilium.common.identity import make_signing_key, signing_key
 from consilium.common.settings import parse, read_toml, to_toml
 from consilium.server import follow_up
 from consilium.server.cli import app
+from consilium.server.report.tables import TUNED_NOTE
 from consilium.server.report.two_studies import two_studies, two_studies_table
 from consilium.server.run_folder import RunFolder
 from consilium.server.simulate import follow_up_folder, simulate, simulate_follow_up
@@ -72,15 +73,17 @@ def test_sites_that_fine_tuned_answer_with_their_student_and_the_others_as_befor
 ) -> None:
     folder, found = second
     assert found["study"] == "tiny-follow-up"
-    assert {name: site["network"] for name, site in found["sites"].items()} == {
-        "north": "unet",
-        "east": "unet, fine-tuned",
-    }
+    tuned = {name: site["teacher"]["fine_tuned_student"] for name, site in found["sites"].items()}
+    assert tuned == {"north": False, "east": True}
+    page = " ".join((follow_up_folder(folder) / "report.html").read_text().split())
+    assert "unet, fine-tuned" in page
+    assert TUNED_NOTE.partition("'")[0] in page
     before = json.loads((folder / "metrics.json").read_text())
     assert before["study"] == "tiny"
     assert found["catalogue_hash"] == before["catalogue_hash"]
     assert found["sites"]["east"]["teacher"]["local_dice"] == before["sites"]["east"]["fine_tuned"]["local_dice"]
     assert found["sites"]["north"]["teacher"] == before["sites"]["north"]["teacher"]
+    assert TUNED_NOTE.partition("'")[0] not in (folder / "report.html").read_text()
 
 
 def test_its_student_goes_on_from_the_first_ones(second: tuple[Path, dict[str, Any]]) -> None:
