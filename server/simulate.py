@@ -96,7 +96,7 @@ def simulate_follow_up(settings: SimulatedStudy, root: Path, engine: Engine, con
             if settings.labels_of(name) == settings.labels
         }
         _at_sites(run, second, board, labels, "adopt", settings.name)
-        return {"teachers": time.monotonic() - began}
+        return {"adopt": time.monotonic() - began}
 
     return _run(run, second, engine, console, make_ready)
 

@@ -52,6 +52,7 @@ REASONS: Final = {
 _STAGES: Final = {
     "data": "images are read, packed and signed",
     "teachers": "sites train their teachers",
+    "adopt": "sites take their fine-tuned students for teachers",
     **STAGE_LABELS,
 }
 
