@@ -1,10 +1,12 @@
 """Answering with a study's student, as this site fine-tuned it, in place of the teacher: for a study that follows."""
 
+import itertools
 import json
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from consilium.clients import review, site_text
 from consilium.clients.settings import FINE_TUNED, SiteHome, load_site
@@ -68,13 +70,17 @@ def adopt(path: Path, wanted: str) -> Adopted:
     teacher = _teacher(home, folder, study)
     if home.settings.teacher.model_dump(mode="json", by_alias=True, exclude_defaults=True) == teacher:
         return found
-    former = path.with_name(f"{path.name}.before-{study.name}")
-    if not former.exists():
-        shutil.copy2(path, former)
-    table = "[teacher]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in teacher.items())
+    table, former = tomli_w.dumps({site_text.TEACHER: teacher}), _former(path, study.name)
     text = site_text.with_teacher(path.read_text("utf-8"), table)
-    site_text.write(path, text, teacher, f"put this in the place of the table [teacher] yourself:\n{table}")
-    return Adopted(folder, study.name, found.before, found.after, former)
+    site_text.write(path, text, teacher, f"put this in the place of the table [teacher] yourself:\n{table}", former)
+    return replace(found, former=former)
+
+
+def _former(path: Path, study: str) -> Path:
+    """Where the file as it is goes: a name that is free, or holds the same already."""
+    names = (f"{path.name}.before-{study}{f'-{count}' if count > 1 else ''}" for count in itertools.count(1))
+    places = (path.with_name(name) for name in names)
+    return next(one for one in places if not one.exists() or one.read_bytes() == path.read_bytes())
 
 
 def _newest(home: SiteHome, digest: str, study: Study) -> Path:

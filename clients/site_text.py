@@ -1,6 +1,7 @@
 """Changing a ``site.toml`` in its text: a person wrote it, so comments, and whatever is not meant, stay as they are."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ TEACHER: Final = "teacher"
 _HEADER: Final = re.compile(r"^\[\[?[ \t]*([^\]\n]+?)[ \t]*\]\]?[ \t]*(?:#.*)?$")
 
 
-def write(path: Path, changed: str, teacher: Mapping[str, Any], by_hand: str) -> None:
+def write(path: Path, changed: str, teacher: Mapping[str, Any], by_hand: str, former: Path | None = None) -> None:
     """Write the changed text, if it says what it should.
 
     Parameters
@@ -26,6 +27,8 @@ def write(path: Path, changed: str, teacher: Mapping[str, Any], by_hand: str) ->
         What ``[teacher]`` should hold now, in TOML spelling; all else as before.
     by_hand
         What to do where the text could not be changed, for the error.
+    former
+        Where a copy of the file as it was goes; none is kept where None.
 
     Raises
     ------
@@ -40,6 +43,8 @@ def write(path: Path, changed: str, teacher: Mapping[str, Any], by_hand: str) ->
             raise ValueError("it would change more")
         partial.write_text(changed, "utf-8")
         partial.chmod(path.stat().st_mode)
+        if former is not None:
+            shutil.copy2(path, former)
         partial.replace(path)
     except (SettingsError, ValueError) as error:
         partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from consilium.server import federation_cli
 from consilium.server.data_cli import data_app
 from consilium.server.exchange_cli import exchange_app
 from consilium.server.experiment_cli import experiment
+from consilium.server.follow_up_cli import follow_up
 from consilium.server.pretrain_cli import pretrain
 from consilium.server.shipped import find_settings
 
@@ -39,6 +40,10 @@ app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(data_app, name="data")
 app.add_typer(exchange_app, name="exchange")
 app.command(epilog="Example:  consilium experiment table6.toml --scale tiny")(experiment)
+app.command(
+    "follow-up",
+    epilog="Example:  consilium follow-up runs/first --run runs/second --name second --key federation/signing.pem",
+)(follow_up)
 app.command(epilog="Example:  consilium pretrain breast-ultrasound.toml --out runs/pretrained")(pretrain)
 
 StudyFile = Annotated[Path, typer.Argument(help="settings, TOML; the shipped ones are also found by name: demo.toml")]
@@ -77,7 +82,7 @@ def simulate(
     groups: Annotated[
         Path | None, typer.Option(help="CSV of near-duplicate groups; overrides simulation.groups")
     ] = None,
-    follow_up: Annotated[
+    then_follow_up: Annotated[
         bool,
         typer.Option(
             "--follow-up",
@@ -99,7 +104,7 @@ def simulate(
     settings = parse(SimulatedStudy, document, str(path))
     root = run or Path("runs") / settings.name
 
-    if follow_up and not settings.tuning:
+    if then_follow_up and not settings.tuning:
         raise SettingsError(
             f"{path}: --follow-up asks what the sites made of the student; name them in fine-tune.sites"
         )
@@ -110,7 +115,7 @@ def simulate(
     console, done = Console(), [root]
     first = running.simulate(settings, root, engine.value, console)
     console.print(console_table(first))
-    if follow_up:
+    if then_follow_up:
         from consilium.server.report.two_studies import two_studies
 
         done.append(running.follow_up_folder(root))
@@ -248,44 +253,6 @@ def run_study(
     else:
         submit_and_follow(settings, folder, superlink, Console())
     report(folder)
-
-
-@app.command(
-    "follow-up",
-    epilog="Example:  consilium follow-up runs/first --run runs/second --name second --key federation/signing.pem",
-)
-def follow_up_study(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="run folder of the finished study")],
-    key: Annotated[Path, typer.Option(help="the coordinator's Ed25519 signing key, that of the catalogue")],
-    name: Annotated[str, typer.Option(help="the new study's name; FIRST's with -follow-up by default")] = "",
-    run: RunOption = None,
-) -> None:
-    """Make ready a study on the same images that the sites answer with the first one's student, as each fine-tuned it.
-
-    Its student goes on from the first one's. Every site names its fine-tuned student as its teacher by a command of its own,
-    and is asked, and consents, anew.
-    """
-    from consilium.common.identity import load_signing_key
-    from consilium.server import follow_up
-    from consilium.server.run_folder import RunFolder
-
-    before = RunFolder(first)
-    study = before.open_study()
-    name = name or follow_up.default_name(study)
-    root = run or Path("runs") / name
-    made = follow_up.follow(before, RunFolder(root), name, load_signing_key(key))
-    console = Console()
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    tell(f"{name} follows {study.name}: {root.resolve()}")
-    tell(f"At {', '.join(made.fine_tuned)}, before the study is shown to them:")
-    tell(f"  consilium-site adopt SITE.toml {study.name}")
-    if made.others:
-        tell(f"{', '.join(made.others)} did not fine-tune the student, and may answer with their teachers as before.")
-    tell("Then here, with --coordinator or --superlink as for the first:")
-    tell(f"  consilium run {root / 'study.toml'} --run {root}")
 
 
 @app.command(epilog="Examples:  consilium status runs/demo --watch;  in a script:  consilium status runs/demo --json")

@@ -3,7 +3,7 @@
 The terminal and the page show the same `Table`; neither formats a number itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -169,19 +169,31 @@ def _site_row(site: str, entry: Mapping[str, Any], pooled: Cell) -> tuple[Cell, 
         entry["student"]["local_dice"],
         entry["fine_tuned"]["local_dice"] if entry["fine_tuned"] else None,
     )
-    measured = [round(score["mean"], 1) for score in home if score and score["n"]]
-    top = max(measured) if len(measured) > 1 else None
-    teacher, student, tuned = (
-        Cell(
-            "offline" if score is None and entry.get("offline") else dice_text(score),
-            bool(score and score["n"] and round(score["mean"], 1) == top),
-        )
-        for score in home
-    )
+    teacher, student, tuned = score_cells(home, "offline" if entry.get("offline") else NONE)
     network = plain(entry["network"], 24) if entry["network"] else NONE
     if entry["teacher"]["fine_tuned_student"]:
         network += ", fine-tuned"
     return (Cell(site), Cell(network), teacher, pooled, student, tuned)
+
+
+def score_cells(scores: Sequence[Mapping[str, Any] | None], missing: str = NONE) -> list[Cell]:
+    """Scores of one row, the best of several marked; ``missing`` stands where there is none."""
+    measured = [round(score["mean"], 1) for score in scores if score and score["n"]]
+    top = max(measured) if len(measured) > 1 else None
+    return [
+        Cell(
+            missing if score is None else dice_text(score),
+            bool(score and score["n"] and round(score["mean"], 1) == top),
+        )
+        for score in scores
+    ]
+
+
+def at_least_as_good(pairs: Iterable[tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]) -> str:
+    """At how many sites a second score equals or beats the first, as the rounded numbers shown do; empty where none has both."""
+    known = [(one["mean"], other["mean"]) for one, other in pairs if one and other and one["n"] and other["n"]]
+    ahead = sum(round(other, 1) >= round(one, 1) for one, other in known)
+    return f"{ahead} of {len(known)} sites" if known else ""
 
 
 def label_table(metrics: Metrics) -> Table | None:
@@ -353,13 +365,12 @@ def verdict(metrics: Metrics) -> list[str]:
     teachers = [entry["teacher"] for entry in metrics["sites"].values()]
     for what, models in at_home.items():
         pairs = [
-            (teacher["local_dice"]["mean"], model["local_dice"]["mean"])
+            (teacher["local_dice"], model["local_dice"])
             for teacher, model in zip(teachers, models, strict=True)
-            if model and model["local_dice"] and model["local_dice"]["n"]
+            if model
         ]
-        if pairs:
-            ahead = sum(round(mean, 1) >= round(teacher, 1) for teacher, mean in pairs)
-            said.append(f"{what} equals or beats the site's own teacher at {ahead} of {len(pairs)} sites.")
+        if ahead := at_least_as_good(pairs):
+            said.append(f"{what} equals or beats the site's own teacher at {ahead}.")
     said += [
         f"{site}'s soft masks are unlike all others' (agreement {entry['agreement']['mean']:.0f} %): look at it before the "
         "student is used."

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.text import Text
 
 from consilium.server.report.table import Cell, Table
-from consilium.server.report.tables import Metrics, best_teacher, dice_text, in_small
+from consilium.server.report.tables import Metrics, at_least_as_good, best_teacher, in_small, score_cells
 
 _NOTE: Final = (
     "A site's row, on its own labelled test images: its teacher, then each study's student, fine-tuned with the site's labels. "
@@ -28,13 +28,13 @@ def two_studies_table(first: Metrics, second: Metrics) -> Table:
     for site, entry in first["sites"].items():
         after = second["sites"].get(site, {})
         scores = (entry["teacher"]["local_dice"], _fine_tuned(entry), _fine_tuned(after))
-        rows.append((Cell(site), *_cells(scores)))
+        rows.append((Cell(site), *score_cells(scores)))
     best = best_teacher(first)
     for name, what in (("ensemble", "all sites together"), ("student", "student")):
         teacher = first["sites"][best.name]["teacher"]["pooled_dice"] if best else None
         scores = (teacher, first[name]["pooled_dice"], second[name]["pooled_dice"])
         if any(scores):
-            rows.append((Cell(what), *_cells(scores)))
+            rows.append((Cell(what), *score_cells(scores)))
     columns = ("", "Teacher", "First study", "Second study")
     return Table("Both studies: Dice in percent", columns, tuple(rows), 1, (_NOTE,))
 
@@ -44,26 +44,14 @@ def _fine_tuned(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return held["local_dice"] if held else None
 
 
-def _cells(scores: tuple[Mapping[str, Any] | None, ...]) -> tuple[Cell, ...]:
-    measured = [round(score["mean"], 1) for score in scores if score and score["n"]]
-    top = max(measured) if len(measured) > 1 else None
-    return tuple(
-        Cell(dice_text(score), bool(score and score["n"] and round(score["mean"], 1) == top)) for score in scores
-    )
-
-
 def _verdict(first: Metrics, second: Metrics) -> str:
-    pairs = [
+    ahead = at_least_as_good(
         (entry["teacher"]["local_dice"], _fine_tuned(second["sites"].get(site, {})))
         for site, entry in first["sites"].items()
-    ]
-    known = [
-        (before["mean"], after["mean"]) for before, after in pairs if before and after and before["n"] and after["n"]
-    ]
-    if not known:
+    )
+    if not ahead:
         return ""
-    better = sum(round(after, 1) >= round(before, 1) for before, after in known)
     return (
         f"Fine-tuned with a site's own labels, the second study's student equals or beats the teacher that the site began with "
-        f"at {better} of {len(known)} sites."
+        f"at {ahead}."
     )

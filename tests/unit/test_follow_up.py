@@ -243,12 +243,14 @@ def test_a_site_names_its_fine_tuned_student_and_keeps_the_file_as_it_was(east: 
     assert after.model_dump(exclude={"teacher"}) == before.model_dump(exclude={"teacher"})
     assert (east.parent / after.teacher.folder).resolve() == made.folder  # type: ignore[union-attr]
     assert (after.teacher.size, after.teacher.channels, after.teacher.output) == (64, 1, "soft")
-    again, once = (
-        adopt(east, load_site(east).folder.joinpath("students").glob("*").__next__().name[:12]),
-        east.read_text(),
-    )
+    again, once = adopt(east, made.folder.name[:12]), east.read_text()
     assert again.former is None
     assert (again.folder, east.read_text()) == (made.folder, once)
+    changed = text.replace("[teacher]\n", "[teacher]\ntemperature = 1.5\n")
+    east.write_text(changed)
+    later = adopt(east, "tiny").former
+    assert later is not None
+    assert (later.name, later.read_text(), made.former.read_text()) == ("site.toml.before-tiny-2", changed, text)
 
 
 def test_the_command_measures_what_a_study_will_weigh(east: Path) -> None:
@@ -281,6 +283,17 @@ def test_what_a_site_cannot_adopt_is_refused(east: Path) -> None:
     with pytest.raises(StateError, match=r"no student of tiny was fine-tuned at east: .*fine-tune\.sites \(east\)"):
         adopt(east, "tiny")
     assert east.read_text() == text
+    assert not list(east.parent.glob("site.toml.*"))
+
+
+def test_a_file_that_has_to_be_changed_by_hand_stays_as_it_is(east: Path) -> None:
+    inline = east.read_text().replace("[teacher]\n", "[teacher]\n").split("[teacher]")[0] + "teacher.size = 64\n"
+    east.write_text(inline)
+    with pytest.raises(
+        SettingsError, match=r"put this in the place of the table \[teacher\] yourself:\n\[teacher\]\nsize"
+    ):
+        adopt(east, "tiny")
+    assert east.read_text() == inline
     assert not list(east.parent.glob("site.toml.*"))
 
 
