@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from consilium.common.errors import DataError, SettingsError, StudyError
@@ -35,6 +33,9 @@ from consilium.common.training.device import choose_device, to_unit
 from consilium.common.training.distort import Distortion, distort
 from consilium.common.training.loss import DICE_OF, dice_bce
 from consilium.common.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # loads torch's compiler: a second that whoever does not train need not wait
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else a line about precision for every training
 
@@ -166,7 +167,7 @@ class _Run:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         data: TrainingData,
@@ -339,8 +340,11 @@ def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Opt
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=fused)
 
 
-def _fabric(settings: TrainingSettings) -> Fabric:
+def _fabric(settings: TrainingSettings) -> "Fabric":
     """Join the processes torchrun started, or be the only one; never start others."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
     started = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
     local, world = int(started.get("LOCAL_WORLD_SIZE", 1)), int(started.get("WORLD_SIZE", 1))
     if settings.batch % world:
