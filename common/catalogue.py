@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError, model_validator
 
 from consilium.common import identity, packing
-from consilium.common.errors import DataError, ErrorCode, StateError, WireError
+from consilium.common.errors import DataError, ErrorCode, SettingsError, StateError, WireError
 from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
 
@@ -152,6 +152,18 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.manifest.images)
+
+    def require_key(self, key: Ed25519PrivateKey) -> None:
+        """Refuse a key that did not sign the catalogue: sites take a coordinator's offers and requests by that signature alone.
+
+        Raises
+        ------
+        SettingsError
+            If it is another one.
+        """
+        if (own := identity.public_key_of(key)) != self.signer:
+            signed, got = identity.fingerprint(self.signer), identity.fingerprint(own)
+            raise SettingsError(f"the key is that which signed {self.folder}, {signed}; got {got}")
 
     @property
     def collections(self) -> dict[str, int]:

@@ -208,14 +208,13 @@ def catalogue_seal(
 ) -> None:
     """Offer the sites a key to seal their soft masks to; for a catalogue that was built without, or whose offer was lost."""
     from consilium.common.catalogue import open_catalogue
-    from consilium.common.identity import fingerprint, load_signing_key, public_key_of
+    from consilium.common.identity import fingerprint, load_signing_key
     from consilium.server.run_folder import RunFolder
     from consilium.server.seals import offer_key
 
     folder, signing = RunFolder(run), load_signing_key(key)
     catalogue = open_catalogue(folder.catalogue)
-    if public_key_of(signing) != catalogue.signer:
-        raise SettingsError(f"{key} is not the key that signed {folder.catalogue} ({fingerprint(catalogue.signer)})")
+    catalogue.require_key(signing)
     with folder.locked():
         public = offer_key(folder, catalogue.hash, signing)
     Console().print(f"masks are sealed to {fingerprint(public)}", highlight=False, soft_wrap=True)

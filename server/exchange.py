@@ -16,7 +16,7 @@ from consilium.common import soft_mask, wire
 from consilium.common.catalogue import open_catalogue
 from consilium.common.errors import AnswerFileError, DataError, ErrorCode, SettingsError, StateError, WireError
 from consilium.common.exchange import FRAME_BYTES, ExchangeFile, Header, reading, writing
-from consilium.common.identity import fingerprint, public_key_of
+from consilium.common.identity import fingerprint
 from consilium.common.study import Study
 from consilium.server import labelled_set, questions
 from consilium.server.participants import Described
@@ -66,11 +66,7 @@ def export(
     study, catalogue = folder.open_study(), open_catalogue(folder.catalogue)
     _require_offline(study, site)
     labelled_set.require(folder, study, catalogue)
-    if public_key_of(key) != catalogue.signer:
-        raise SettingsError(
-            f"a request is signed with the key of the catalogue, {fingerprint(catalogue.signer)}; got "
-            f"{fingerprint(public_key_of(key))}"
-        )
+    catalogue.require_key(key)
     seals = Seals(folder, catalogue.hash)
     if not seals.key:
         raise StateError(

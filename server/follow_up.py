@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consilium.common.catalogue import open_catalogue
 from consilium.common.errors import SettingsError, StateError
-from consilium.common.identity import fingerprint, public_key_of
 from consilium.common.networks.student_files import WEIGHTS_NAME
 from consilium.common.settings import parse
 from consilium.common.study import Study
@@ -76,8 +75,7 @@ def follow(first: RunFolder, second: RunFolder, name: str, signing: Ed25519Priva
             f"a follow-up is a study of its own: give it another name than {study.name}, and another folder than {first.root}"
         )
     catalogue = open_catalogue(first.catalogue)
-    if public_key_of(signing) != catalogue.signer:
-        raise SettingsError(f"the key is not the one that signed {first.catalogue} ({fingerprint(catalogue.signer)})")
+    catalogue.require_key(signing)
     second.root.mkdir(parents=True, exist_ok=True)
     with second.locked():
         for source, target in (

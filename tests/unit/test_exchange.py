@@ -597,7 +597,7 @@ def test_a_key_that_is_not_known_has_to_be_confirmed_and_then_no_other_is_taken(
 
 
 def test_a_request_needs_the_coordinators_key_and_a_key_to_seal_to(case: Federation, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="key of the catalogue"):
+    with pytest.raises(SettingsError, match="the key is that which signed"):
         coordinator.export(case.run.folder.root, "west", identity.make_signing_key(tmp_path / "k.pem"), tmp_path / "r")
     case.run.folder.sealing_key.unlink()
     with pytest.raises(StateError, match="catalogue seal"):

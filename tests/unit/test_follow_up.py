@@ -192,7 +192,7 @@ def test_what_cannot_be_followed_is_refused(first: Path, tmp_path: Path) -> None
         with pytest.raises(SettingsError, match="give it another name than tiny, and another folder than"):
             follow(first, to, name)
     make_signing_key(tmp_path / "other.pem")
-    with pytest.raises(SettingsError, match=r"the key is not the one that signed .* \(SHA256:"):
+    with pytest.raises(SettingsError, match=r"the key is that which signed .*, SHA256:.*; got SHA256:"):
         follow_up.follow(
             RunFolder(first), RunFolder(tmp_path / "second"), "second", signing_key(tmp_path / "other.pem")
         )
