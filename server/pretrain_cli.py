@@ -1,5 +1,6 @@
 """The command ``consilium pretrain``."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ def pretrain(
     images: Annotated[int, typer.Option(min=1, help="synthetic images that are made")] = 1600,
     budget: Annotated[int, typer.Option(min=1, help="images seen in all, repeats counted")] = 16_000,
 ) -> None:
-    """Let a study's student see synthetic ultrasound first: a start for those who have no pretrained weights.
+    """Let a study's student see synthetic ultrasound first: a start for it, and for sites, where there are no pretrained weights.
 
     Stopped and started again, it goes on where it was.
     """
@@ -37,5 +38,11 @@ def pretrain(
             budget=budget,
             on_step=lambda at: bar.update(task, completed=at.step, total=at.steps),
         )
-    console.print("Give the study a start:", highlight=False)
-    console.print(f'\n  \\[student.network]\n  weights = "{weights.resolve()}"\n', highlight=False, soft_wrap=True)
+    network = settings.student.network.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    own = "".join(f"  {key} = {json.dumps(value)}\n" for key, value in network.items() if key != "weights")
+    told = (
+        f'Give the study a start:\n\n  [student.network]\n  weights = "{weights.resolve()}"\n\n'
+        "A site that trains its teacher may begin with a copy of the file (no patient's image is in it), in its site.toml:\n\n"
+        f'  [teacher.network]\n{own}  weights = "/where/the/copy/is/{weights.name}"\n'
+    )
+    console.print(told, highlight=False, markup=False, soft_wrap=True)

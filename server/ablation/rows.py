@@ -24,6 +24,8 @@ class Kind(StrEnum):
 
     TEACHER = "teacher"
     """A site's own model."""
+    ANSWERING = "answering"
+    """What a site answers with in its teacher's place, in a step with a head start or a second study."""
     ENSEMBLE = "ensemble"
     """The fused masks of all teachers, by a step's fusion."""
     STUDENT = "student"
@@ -47,7 +49,7 @@ class Row:
     step
         Of the ladder; empty for teachers and baselines.
     kind, model
-        What was tested; of teachers, whose.
+        What was tested; of teachers and of what answers for them, whose.
     part
         On what: ``pooled``, a site's own test, or ``unlabelled``.
     n, groups

@@ -5,7 +5,7 @@ steps and scenarios share whatever they have in common.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -138,14 +138,20 @@ class Ablator:
         }
 
     def answering(self, scenario: ScenarioSettings, seed: int, recipe: Recipe) -> dict[str, Teacher]:
-        """Who answers about the transferal images: the teachers, or in a follow-up the student as each site fine-tuned it."""
-        rivals, tuning = self.teachers(scenario, seed), recipe.fine_tuning
-        student = self.student(scenario, seed, recipe.first) if tuning else None
-        if tuning is None or student is None:
+        """Who answers about the transferal images: the teachers, or what each site made of a network of the coordinator's.
+
+        That is the first study's student in a follow-up, else, with a head start, what the student begins with.
+        """
+        rivals = self.teachers(scenario, seed)
+        how = recipe.follow_up or recipe.head_start
+        if how is None:
             return rivals
-        scene = self.scene(scenario, seed)
+        model = self.student(scenario, seed, recipe.first) if recipe.follow_up else self.pretrained(seed, recipe)
+        if model is None:
+            return rivals
+        scene, training = self.scene(scenario, seed), recipe.at_sites(how)
         return {
-            name: teachers.fine_tune(self.store, name, one, student, tuning, scene.sites[name].train, seed=seed)
+            name: teachers.fine_tune(self.store, name, one, model, training, scene.sites[name].train, seed=seed)
             for name, one in rivals.items()
         }
 
@@ -239,13 +245,18 @@ class Ablator:
 
     def network(self, seed: int, recipe: Recipe) -> NetworkSettings:
         """The student's network, with what it begins with."""
+        pretrained = self.pretrained(seed, recipe)
+        return pretrained.start if pretrained else recipe.student.network
+
+    def pretrained(self, seed: int, recipe: Recipe) -> Model | None:
+        """The student's network after synthetic ultrasound; None where it begins with random weights."""
         student, before = recipe.student, recipe.pretraining
         if before is None:
-            return student.network
+            return None
         training = student.training.model_copy(update={"epochs": 0, "image_budget": before.image_budget})
         image, labels = self.settings.image, self.data(self.settings.labelled).truth.shape[1]
         shape = (image.channels, labels, image.size)
-        return stages.pretrain(self.store, student.network, training, before.phantoms, shape, seed=seed).start
+        return stages.pretrain(self.store, student.network, training, before.phantoms, shape, seed=seed)
 
     def pooled_data(self, scenario: ScenarioSettings, seed: int) -> Model:
         """The judged step's student, trained with all sites' labels."""
@@ -327,13 +338,18 @@ class Ablator:
             dice(on_test.pseudo.masks, scene.test.truth),
             dice(on_transferal.pseudo.masks[:own], scene.unlabelled.truth),
         )
+        rivals = self.teachers(scenario, seed)
+        for name, one in self.answering(scenario, seed, recipe).items():
+            if one != rivals[name]:
+                place = Place(scenario.name, seed, cell.step, Kind.ANSWERING, name, seconds=one.model.artefact.seconds)
+                rows += self._scored(place, scene, self._dice(one, scene.test), self._dice(one, scene.unlabelled))
         if not self.settings.distils(cell.step):
             return rows
         model = self.student(scenario, seed, recipe)
         if model is None:
             self.warnings.append(f"{cell.name}: every image was excluded, so there is no student")
             return rows
-        place = replace(place, kind=Kind.STUDENT, seconds=model.artefact.seconds)
+        place = Place(scenario.name, seed, cell.step, Kind.STUDENT, "", len(data), left, model.artefact.seconds)
         return rows + self._scored(place, scene, stages.evaluate(self.store, model, scene.test))
 
     def _dice(self, teacher: Teacher, data: DataSet) -> Dice:

@@ -38,14 +38,11 @@ class ScenarioSettings(Settings):
     steps: NameList = Field((), description="some of the ladder's; all if empty")
 
 
-class FollowUpSettings(Settings):
-    """A second study after the first: every site fine-tunes the first one's student, and answers with what came of it.
+class SiteTrainingSettings(Settings):
+    """How every site trains a network that the coordinator hands out, with its own labels, to answer with what comes of it."""
 
-    The second student goes on from the first.
-    """
-
-    image_budget: int = Field(ge=1, description="images a site sees as it fine-tunes the student, repeats counted")
-    learning_rate: float = Field(3e-4, gt=0, description="of that; all else is as the student was trained")
+    image_budget: int = Field(ge=1, description="images a site sees, repeats counted")
+    learning_rate: float = Field(3e-4, gt=0, description="of that; all else is as the student is trained")
 
 
 class PretrainingSettings(Settings):
@@ -63,11 +60,15 @@ class StepSettings(Settings):
     fusion: dict[str, Any] = Field(default_factory=dict)
     exclusion: dict[str, Any] = Field(default_factory=dict)
     student: dict[str, Any] = Field(default_factory=dict)
-    follow_up: FollowUpSettings | None = Field(
-        None, description="a second study, with this fine-tuning between the two"
-    )
     pretraining: PretrainingSettings | None = Field(
         None, description="what the student sees before its first pseudo mask"
+    )
+    head_start: SiteTrainingSettings | None = Field(
+        None,
+        description="the sites train what the student begins with, too, and answer with that, not with their teachers",
+    )
+    follow_up: SiteTrainingSettings | None = Field(
+        None, description="a second study, before which the sites train on the first one's student, to answer with that"
     )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")
@@ -82,8 +83,9 @@ class Recipe(Settings):
     fusion: FusionSettings = FusionSettings()
     exclusion: ExclusionSettings = ExclusionSettings()
     student: StudentSettings = StudentSettings()
-    follow_up: FollowUpSettings | None = None
     pretraining: PretrainingSettings | None = None
+    head_start: SiteTrainingSettings | None = None
+    follow_up: SiteTrainingSettings | None = None
     transferal: NameList
 
     @property
@@ -91,16 +93,15 @@ class Recipe(Settings):
         """The study that a follow-up follows."""
         return self.model_copy(update={"follow_up": None})
 
-    @property
-    def fine_tuning(self) -> TrainingSettings | None:
-        """How sites fine-tune the first study's student; None where no study follows it."""
-        if self.follow_up is None:
-            return None
-        length = {"epochs": 0, "image_budget": self.follow_up.image_budget}
-        return self.student.training.model_copy(update={**length, "learning_rate": self.follow_up.learning_rate})
+    def at_sites(self, said: SiteTrainingSettings) -> TrainingSettings:
+        """Give the whole of a training at the sites."""
+        length = {"epochs": 0, "image_budget": said.image_budget}
+        return self.student.training.model_copy(update={**length, "learning_rate": said.learning_rate})
 
     def images_seen(self, images: int, sites: int) -> int:
         """Count the images that all trainings of it see: of both studies and generations, and of the sites' fine-tuning.
+
+        Sites that have a head start train that and no teacher: neither counts.
 
         Parameters
         ----------
@@ -111,8 +112,10 @@ class Recipe(Settings):
         """
         training = self.student.training
         seen = training.steps(images) * training.batch * self.student.generations
-        tuning = self.fine_tuning
-        return 2 * seen + sites * tuning.steps(images) * tuning.batch if tuning else seen
+        if self.follow_up is None:
+            return seen
+        tuning = self.at_sites(self.follow_up)
+        return 2 * seen + sites * tuning.steps(images) * tuning.batch
 
 
 class SplitSettings(Settings):
@@ -203,6 +206,11 @@ class Ablation(Settings):
             except ValidationError as error:
                 faults += [f"step.{name}.{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
                 break  # those after it have the same fault
+            if recipe.head_start and not recipe.pretraining:
+                faults.append(
+                    f"step.{name}.head-start: the sites begin with what the student begins with, so that needs pretraining, in "
+                    "this step or below"
+                )
             if recipe.fusion.method == "stack" and not self.split.labelled:
                 faults.append(
                     f"step.{name}.fusion.method: a stack is fitted on labelled images of the coordinator: give it a share of the "
@@ -311,7 +319,7 @@ def applied(settings: Ablation, scale: scales.Scale) -> dict[str, Any]:
             _without_length(site)
     for place, step in enumerate(made["step"]):
         _without_length(step["student"])
-        for part in ("follow-up", "pretraining"):
+        for part in ("pretraining", "head-start", "follow-up"):
             if part in step:
                 step[part]["image-budget"] = scale.student.image_budget
         if "pretraining" in step and scale.phantoms:

@@ -27,6 +27,8 @@ def all_tables(settings: Ablation, rows: Sequence[Row], found: Sequence[Target])
         ladder_table(here, settings.steps_of(first)),
         sites_table(here, settings.judged),
     ]
+    if any(row.kind is Kind.ANSWERING for row in here):
+        tables.append(answering_table(here, settings.steps_of(first)))
     if len(settings.scenario) > 1:
         tables.append(scenarios_table(settings, rows))
     return tables
@@ -122,6 +124,33 @@ def sites_table(rows: Sequence[Row], step: str) -> Table:
     )
 
 
+def answering_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
+    """What the sites answer with, in the steps in which it is not the teacher they had."""
+    sites = list(dict.fromkeys(row.model for row in rows if row.kind is Kind.TEACHER))
+    answering = [_rows(rows, POOLED, Kind.TEACHER), *(_rows(rows, POOLED, Kind.ANSWERING, step) for step in steps)]
+    lines = [
+        (
+            Cell(name),
+            *(Cell(_mean(row.dice_mean for row in held if row.model == site)) for site in sites),
+            Cell(_mean(_most(held))),
+            Cell(_mean(_of(rows, POOLED, Kind.ENSEMBLE, name))),
+            Cell(_mean(_of(rows, POOLED, Kind.STUDENT, name))),
+        )
+        for name, held in zip(("own teacher", *steps), answering, strict=True)
+        if held
+    ]
+    return Table(
+        "answering",
+        "Dice (%) on the pooled test of what each site answers with, where that is not its own teacher; means over the seeds.",
+        ("Step", *sites, "The best", "Fused", "Student"),
+        tuple(lines),
+        (
+            "A site with a head start has trained the student's pretrained network with its own labels; in a second study, the "
+            "first one's student. The best: of each seed, which site's it is may differ, and nobody knows beforehand.",
+        ),
+    )
+
+
 def scenarios_table(settings: Ablation, rows: Sequence[Row]) -> Table:
     """The first and the judged step in every scenario, beside the baselines."""
     paper, judged = settings.step[0].name, settings.judged
@@ -207,8 +236,15 @@ def _of(rows: Iterable[Row], part: str, kind: Kind, step: str = "") -> list[floa
 
 
 def _worst(rows: Sequence[Row], part: str) -> list[float]:
-    held = _rows(rows, part, Kind.TEACHER)
-    return [min(row.dice_mean for row in held if row.seed == seed) for seed in dict.fromkeys(row.seed for row in held)]
+    return [min(held) for held in _by_seed(_rows(rows, part, Kind.TEACHER))]
+
+
+def _most(rows: Sequence[Row]) -> list[float]:
+    return [max(held) for held in _by_seed(rows)]
+
+
+def _by_seed(rows: Sequence[Row]) -> list[list[float]]:
+    return [[row.dice_mean for row in rows if row.seed == seed] for seed in dict.fromkeys(row.seed for row in rows)]
 
 
 def _mean(values: Iterable[float]) -> str:

@@ -24,11 +24,20 @@ from consilium.common.training.loop import fit
 from consilium.common.training.settings import TrainingSettings
 from consilium.server.ablation import fedavg
 from consilium.server.ablation.rows import POOLED, UNLABELLED, Kind, Place, Row, read_rows, scored
-from consilium.server.ablation.run import Ablator, cells, run
+from consilium.server.ablation.run import Ablator, Cell, cells, run
 from consilium.server.ablation.scene import Parts, SitePart, lay_out, share_out
-from consilium.server.ablation.settings import Ablation, FollowUpSettings, Recipe, SiteSettings, SplitSettings, load
+from consilium.server.ablation.settings import (
+    Ablation,
+    Recipe,
+    SiteSettings,
+    SiteTrainingSettings,
+    SplitSettings,
+    load,
+)
+from consilium.server.ablation.tables import answering_table
 from consilium.server.ablation.targets import targets
 from consilium.server.cli import app
+from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.store import Store
 from consilium.server.fusion import stack
@@ -195,8 +204,10 @@ def test_rounds_and_sites_together_see_what_the_student_sees_on_its_schedule() -
     both = StudentSettings(training=TrainingSettings(epochs=2, batch=4), generations=2)
     twice = Recipe(student=both, transferal=())
     assert twice.images_seen(5, sites=3) == 2 * 12  # 10 images are three batches of four, twice
-    followed = twice.model_copy(update={"follow_up": FollowUpSettings(image_budget=6)})
+    followed = twice.model_copy(update={"follow_up": SiteTrainingSettings(image_budget=6)})
     assert followed.images_seen(5, sites=3) == 2 * 24 + 3 * 8  # two studies, and two batches at each site
+    begun = twice.model_copy(update={"head_start": SiteTrainingSettings(image_budget=6)})
+    assert begun.images_seen(5, sites=3) == 24  # what sites train in a teacher's place counts as little as a teacher
 
 
 def test_fedavg_that_was_interrupted_goes_on_from_its_last_round_and_ends_alike(tmp_path: Path) -> None:
@@ -324,7 +335,8 @@ def test_in_a_follow_up_sites_answer_with_the_first_study_s_student_as_they_fine
     work = Ablator(settings, Store(tmp_path / "store"))
     scenario, again = settings.scenario[0], settings.recipe("again")
     assert (settings.judged, again.fusion, again.student) == ("again", again.first.fusion, again.first.student)
-    assert again.fine_tuning == TrainingSettings.model_validate(
+    assert again.follow_up
+    assert again.at_sites(again.follow_up) == TrainingSettings.model_validate(
         SHORT | {"image-budget": 16, "learning-rate": 1e-3, "dice-share": 0.75}
     )
     student = work.student(scenario, 0, settings.recipe("consensus"))
@@ -340,6 +352,45 @@ def test_in_a_follow_up_sites_answer_with_the_first_study_s_student_as_they_fine
     assert second
     assert second.artefact.digest != student.artefact.digest
     assert work.answering(scenario, 0, again.first) == work.teachers(scenario, 0)
+
+
+def test_with_a_head_start_sites_answer_with_what_they_made_of_the_pretrained_network(tmp_path: Path) -> None:
+    training = {"image-budget": 16, "learning-rate": 1e-3}
+    steps = [
+        *document()["step"],
+        {"name": "begun", "pretraining": {"phantoms": 8, "image-budget": 8}, "head-start": training},
+        {"name": "both", "follow-up": training},
+    ]
+    settings = settings_of(tmp_path, step=steps)
+    work = Ablator(settings, Store(tmp_path / "store"))
+    scenario, begun, both = settings.scenario[0], settings.recipe("begun"), settings.recipe("both")
+    start = work.pretrained(0, begun)
+    assert start
+    asked = work.answering(scenario, 0, begun)
+    assert [one.model.network for one in asked.values()] == [start.network] * 2
+    weights = [next(iter(model.load().parameters())) for model in (start, asked["alpha"].model, asked["bravo"].model)]
+    assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert work.answering(scenario, 0, both.first) == asked  # the first of two studies is that with the head start
+    assert work.answering(scenario, 0, both) != asked
+
+    rows = work.rows(Cell(scenario, 0, Kind.STUDENT, "begun"))
+    scores = {row.model: row.dice_mean for row in rows if (row.kind, row.part) == (Kind.ANSWERING, POOLED)}
+    test = work.scene(scenario, 0).test
+    for name, one in asked.items():
+        assert scores[name] == pytest.approx(100 * stages.evaluate(work.store, one.model, test).mean(), abs=1e-3)
+    assert not [row for row in work.rows(Cell(scenario, 0, Kind.STUDENT, "consensus")) if row.kind is Kind.ANSWERING]
+    before = [row for row in work.rows(Cell(scenario, 0, Kind.TEACHER)) if row.part == POOLED]
+    table = answering_table([*before, *rows], ["paper", "begun"])
+    assert [line[0].text for line in table.rows] == ["own teacher", "begun"]
+    assert [line[3].text for line in table.rows] == [
+        f"{max(row.dice_mean for row in before):.2f}", f"{max(scores.values()):.2f}",
+    ]  # fmt: skip
+
+
+def test_a_head_start_without_pretraining_is_refused(tmp_path: Path) -> None:
+    steps = [*document()["step"], {"name": "begun", "head-start": {"image-budget": 8}}]
+    with pytest.raises(SettingsError, match=r"step\.begun\.head-start: the sites begin with .* needs pretraining"):
+        settings_of(tmp_path, step=steps)
 
 
 def test_a_step_may_be_a_stack_fitted_on_the_coordinators_images(tmp_path: Path) -> None:

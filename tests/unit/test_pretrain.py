@@ -9,14 +9,18 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from consilium.clients.settings import SiteHome, SiteSettings
+from consilium.clients.train import train_teacher
 from consilium.common import catalogue
 from consilium.common.catalogue import CatalogueImage
+from consilium.common.datasets import labelled
 from consilium.common.errors import SettingsError, StateError
 from consilium.common.identity import make_signing_key
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
-from consilium.common.networks.student_files import WEIGHTS_NAME, load_student, save_student, student_card
+from consilium.common.networks.student_files import CARD_NAME, WEIGHTS_NAME, load_student, save_student, student_card
 from consilium.common.networks.weights import dump_weights
+from consilium.common.settings import parse
 from consilium.common.study import Study
 from consilium.common.training.loop import Progress
 from consilium.server.cli import app
@@ -150,3 +154,27 @@ def test_the_command_says_what_to_write_into_the_study(tmp_path: Path) -> None:
     assert f'[student.network]\n  weights = "{out / WEIGHTS_NAME}"' in told.output
     study = Study.model_validate({"name": "next", "sites": ["a"], "student": {"network": {"name": "unet", "width": 4}}})
     build(study.student.network.model_copy(update={"weights": str(out / WEIGHTS_NAME)}), 1, 1, seed=0)
+    assert '[teacher.network]\n  name = "unet"\n  width = 4\n  weights = "/where/the/copy/is/' in told.output
+
+
+def test_a_sites_teacher_begins_with_a_file_too_and_its_card_does_not_name_it(tmp_path: Path) -> None:
+    def trained(name: str, **weights: str) -> dict[str, torch.Tensor]:
+        document = {
+            "name": name,
+            "teacher": {"network": {"name": "unet", "width": 4} | weights, "size": 48},
+            "training": {"image-budget": 8, "learning-rate": 1e-12, "threads": 1},
+            "data": {"size": 48},
+        }
+        home = SiteHome(parse(SiteSettings, document, name), tmp_path / name)
+        images, masks = synthetic(8, (1, 1, 48), 1)
+        for folder in (home.train_set, home.test_set):
+            labelled.pack(folder, labelled.Labelled(images, masks // 255, ("",) * 8, ("",) * 8))
+        train_teacher(home)
+        assert WEIGHTS_NAME not in (home.teacher / CARD_NAME).read_text()
+        return load_student(home.teacher)[0].state_dict()
+
+    start = load_student(saved(tmp_path / "saved").parent)[0].state_dict()
+    begun, fresh = trained("begun", weights=str(tmp_path / "saved" / WEIGHTS_NAME)), trained("fresh")
+    kernels = [name for name, tensor in start.items() if tensor.ndim == 4]
+    assert all(torch.allclose(begun[name], start[name], rtol=0, atol=1e-9) for name in kernels)
+    assert not any(torch.allclose(fresh[name], start[name], rtol=0, atol=1e-9) for name in kernels)
