@@ -1,9 +1,10 @@
 """The command ``consilium pretrain``."""
 
-import json
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -39,10 +40,16 @@ def pretrain(
             on_step=lambda at: bar.update(task, completed=at.step, total=at.steps),
         )
     network = settings.student.network.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    own = "".join(f"  {key} = {json.dumps(value)}\n" for key, value in network.items() if key != "weights")
+    for_study, for_site = (
+        textwrap.indent(tomli_w.dumps({whose: {"network": table}}), "  ")
+        for whose, table in (
+            ("student", {"weights": str(weights.resolve())}),
+            ("teacher", network | {"weights": f"/where/the/copy/is/{weights.name}"}),
+        )
+    )
     told = (
-        f'Give the study a start:\n\n  [student.network]\n  weights = "{weights.resolve()}"\n\n'
+        f"Give the study a start:\n\n{for_study}\n"
         "A site that trains its teacher may begin with a copy of the file (no patient's image is in it), in its site.toml:\n\n"
-        f'  [teacher.network]\n{own}  weights = "/where/the/copy/is/{weights.name}"\n'
+        f"{for_site}"
     )
     console.print(told, highlight=False, markup=False, soft_wrap=True)

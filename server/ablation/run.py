@@ -5,7 +5,7 @@ steps and scenarios share whatever they have in common.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -341,15 +341,15 @@ class Ablator:
         rivals = self.teachers(scenario, seed)
         for name, one in self.answering(scenario, seed, recipe).items():
             if one != rivals[name]:
-                place = Place(scenario.name, seed, cell.step, Kind.ANSWERING, name, seconds=one.model.artefact.seconds)
-                rows += self._scored(place, scene, self._dice(one, scene.test), self._dice(one, scene.unlabelled))
+                theirs = Place(scenario.name, seed, cell.step, Kind.ANSWERING, name, seconds=one.model.artefact.seconds)
+                rows += self._scored(theirs, scene, self._dice(one, scene.test), self._dice(one, scene.unlabelled))
         if not self.settings.distils(cell.step):
             return rows
         model = self.student(scenario, seed, recipe)
         if model is None:
             self.warnings.append(f"{cell.name}: every image was excluded, so there is no student")
             return rows
-        place = Place(scenario.name, seed, cell.step, Kind.STUDENT, "", len(data), left, model.artefact.seconds)
+        place = replace(place, kind=Kind.STUDENT, seconds=model.artefact.seconds)
         return rows + self._scored(place, scene, stages.evaluate(self.store, model, scene.test))
 
     def _dice(self, teacher: Teacher, data: DataSet) -> Dice:

@@ -68,7 +68,8 @@ class StepSettings(Settings):
         description="the sites train what the student begins with, too, and answer with that, not with their teachers",
     )
     follow_up: SiteTrainingSettings | None = Field(
-        None, description="a second study, before which the sites train on the first one's student, to answer with that"
+        None,
+        description="a second study, that goes on from the first one's student: the sites train that, and answer with it",
     )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")

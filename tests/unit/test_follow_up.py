@@ -287,7 +287,7 @@ def test_what_a_site_cannot_adopt_is_refused(east: Path) -> None:
 
 
 def test_a_file_that_has_to_be_changed_by_hand_stays_as_it_is(east: Path) -> None:
-    inline = east.read_text().replace("[teacher]\n", "[teacher]\n").split("[teacher]")[0] + "teacher.size = 64\n"
+    inline = east.read_text().split("[teacher]")[0] + "teacher.size = 64\n"
     east.write_text(inline)
     with pytest.raises(
         SettingsError, match=r"put this in the place of the table \[teacher\] yourself:\n\[teacher\]\nsize"
