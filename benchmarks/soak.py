@@ -99,6 +99,7 @@ def settings_of(given: Namespace) -> dict[str, Any]:
         },
         "exclusion": {"alpha": 0.0, "beta": 8.0},
         "student": {
+            "onnx": False,
             "network": {"name": "deeplabv3plus", "encoder": "tu-test_efficientnet", "width": 8},
             "training": {
                 "image-budget": given.budget,

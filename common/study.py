@@ -124,6 +124,9 @@ class StudentSettings(Settings):
     generations: Literal[1, 2] = Field(
         1, description="2: a second, fresh student learns from the pseudo masks and the first student's own, averaged"
     )
+    onnx: bool = Field(
+        True, description="whether student.onnx is written, too, for those who run the student without torch"
+    )
 
 
 class FineTuneSettings(FineTuningSettings):

@@ -182,10 +182,10 @@ class StudyRun:
             self.ledger.keep_result("", "parameters", str(card["parameters"]))
 
     def export(self) -> None:
-        """Save the student as ONNX too, for those who run it without torch."""
+        """Save the student as ONNX too, for those who run it without torch, unless the study does without."""
         from consilium.common.networks import student_files
 
-        if self.stages.finished("export"):
+        if not self.study.student.onnx or self.stages.finished("export"):
             return
         with self.stages.stage("export"):
             student, _ = student_files.load_student(self.folder.student)

@@ -157,7 +157,7 @@ class Federation:
             "image": {"size": SIZE},
             "collect": {"chunk": CHUNK, **collect},
             "exclusion": {"alpha": 0.0, "beta": 8.0},
-            "student": {"network": {"name": "unet", "width": 4}, "training": training},
+            "student": {"onnx": False, "network": {"name": "unet", "width": 4}, "training": training},
         }
         (self.folder / "study.toml").write_text(tomli_w.dumps(study))
 

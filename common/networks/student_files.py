@@ -110,6 +110,11 @@ def export_onnx(module: nn.Module, path: Path, in_channels: int, size: int) -> N
         The file; replaced whole.
     in_channels, size
         Channels, and height and width in pixels, of the images.
+
+    Raises
+    ------
+    DataError
+        If torch can not write the network as ONNX.
     """
     was_training = module.training
     example = torch.zeros(2, in_channels, size, size)
@@ -125,6 +130,12 @@ def export_onnx(module: nn.Module, path: Path, in_channels: int, size: int) -> N
                 dynamo=True,
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        [why, *_] = str(error.__cause__ or error).splitlines()
+        raise DataError(
+            f"torch can not write {type(module).__name__} as ONNX: {why}; take another network, or "
+            "let a study do without with student.onnx = false"
+        ) from error
     finally:
         module.train(was_training)
     if program is None:  # never, with dynamo; the signature also covers the older exporter

@@ -93,8 +93,8 @@ SCALES: Final[Mapping[str, Scale]] = MappingProxyType(
             },
             beta=8.0,
             teacher=_training(480, 5e-3, augment=False),
-            student=_training(48, 5e-3, augment=False),
-            fine_tune=_training(16, 1e-3, augment=False),
+            student=_training(32, 5e-3, augment=False),
+            fine_tune=_training(8, 1e-3, augment=False),
             labelled=8,
         ),
     }

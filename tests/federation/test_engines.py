@@ -19,9 +19,10 @@ CONSENSUS = read_toml(TINY) | {"preset": "consensus"}  # temperatures, views, we
 FACTS = ("pseudo_masks.u8", "site_masks.u8", "selection.csv", "student/student.safetensors")
 
 
-def run(folder: Path, engine: Any) -> dict[str, Any]:
+def run(folder: Path, engine: Any, **student: Any) -> dict[str, Any]:
+    document = CONSENSUS | {"student": CONSENSUS["student"] | student}
     with (folder.parent / f"{folder.name}.log").open("w") as log:
-        return simulate(parse(SimulatedStudy, CONSENSUS, "tiny"), folder, engine, Console(file=log))
+        return simulate(parse(SimulatedStudy, document, "tiny"), folder, engine, Console(file=log))
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,17 @@ def test_a_study_leaves_everything_the_run_folder_promises(inline: Path) -> None
     assert metrics["sites"]["east"]["fine_tuned"]["local_dice"]["n"] == 6
     assert metrics["sites"]["north"]["fine_tuned"] is None
     assert metrics["student"]["pooled_dice"]["n"] == 12
-    for name in ("report.html", "selection.csv", "student/student.onnx", "student/card.json", "ledger.sqlite"):
+    for name in ("report.html", "selection.csv", "student/card.json", "ledger.sqlite"):
         assert (inline / name).stat().st_size > 0
+    assert not (inline / "student" / "student.onnx").exists(), "these settings do without"
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_every_engine_gives_the_same_bytes(engine: str, inline: Path, tmp_path: Path) -> None:
     if engine == "ray":
         pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    metrics = run(tmp_path / "run", engine)
+    metrics = run(tmp_path / "run", engine, onnx=engine == "processes")
+    assert (tmp_path / "run" / "student" / "student.onnx").exists() == (engine == "processes")
     for name in FACTS:
         assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes(), name
     assert metrics["student"] == json.loads((inline / "metrics.json").read_text())["student"]

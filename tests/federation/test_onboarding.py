@@ -19,6 +19,7 @@ from consilium.server.simulation import SimulatedStudy, site_home
 from tests.one_site import BIN, TINY, differing, one_site, simulate_quietly
 
 STUDENT: Final = {
+    "onnx": False,
     "network": {"name": "unet", "width": 8},
     "training": {"image-budget": 800, "batch": 8, "learning-rate": 3e-3, "threads": 1},
 }

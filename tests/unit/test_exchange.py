@@ -115,7 +115,7 @@ def federation(
         "image": {"size": SIZE},
         "collect": {"chunk": CHUNK, "connect-s": 0.1, "offline": list(offline)},
         "exclusion": {"alpha": 0.0, "beta": 8.0},
-        "student": {"network": {"name": "unet", "width": 4}, "training": training},
+        "student": {"onnx": False, "network": {"name": "unet", "width": 4}, "training": training},
         "fine-tune": {"sites": ["west"], "training": training},
     } | study
     run.create(parse(Study, values, "test"))

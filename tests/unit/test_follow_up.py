@@ -36,7 +36,7 @@ LONGER = {"image-budget": 800, "batch": 8, "learning-rate": 3e-3, "threads": 1}
 def settings() -> SimulatedStudy:
     """North keeps its teacher, east fine-tunes the student, which has to be good for something."""
     document = read_toml(TINY)
-    document["student"] = {"network": {"name": "unet", "width": 8}, "training": LONGER}
+    document["student"] = {"onnx": False, "network": {"name": "unet", "width": 8}, "training": LONGER}
     for site in document["simulation"]["sites"].values():
         site |= {"images": 24, "network": {"name": "unet", "width": 8}, "training": LONGER}
     return parse(SimulatedStudy, document, "tiny")

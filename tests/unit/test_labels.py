@@ -197,7 +197,7 @@ def open_study(root: Path, names: tuple[str, ...], labels: tuple[str, ...] = ("a
         "labels": list(labels),
         "image": {"size": SIZE},
         "exclusion": {"beta": 8.0},
-        "student": {"network": {"name": "unet", "width": 8}, "training": training},
+        "student": {"onnx": False, "network": {"name": "unet", "width": 8}, "training": training},
         "fine-tune": {"sites": list(names[1:]), "training": training | {"image-budget": 16}},
     }
     study = parse(Study, values, "test")

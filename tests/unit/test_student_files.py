@@ -78,6 +78,16 @@ def test_an_exported_student_gives_the_same_masks_to_one_level(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_network_that_onnx_can_not_express_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    class Moody(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if images.mean() > 0.5 else -images
+
+    with pytest.raises(DataError, match=r"can not write Moody as ONNX: .*student\.onnx = false"):
+        export_onnx(Moody(), tmp_path / "student.onnx", in_channels=1, size=16)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_do_not_fit_are_refused_and_the_first_is_named() -> None:
     student = build(UNET, 1, 1, seed=0)
     before = dump_weights(student)
