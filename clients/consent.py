@@ -19,8 +19,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import StringConstraints, ValidationError
 
-from consilium.common import identity
+from consilium.common import signing
 from consilium.common.errors import ErrorCode, StateError, WireError
+from consilium.common.key_files import private_folder
 from consilium.common.settings import Name, Settings
 from consilium.common.wire import Digest, Envelope
 
@@ -86,8 +87,8 @@ class ConsentBook:
         StateError
             If the key is damaged.
         """
-        key = identity.signing_key(self._private)
-        public = identity.public_key_of(key)
+        key = signing.signing_key(self._private)
+        public = signing.public_key_of(key)
         consent = Consent(
             site=self._site,
             study=study.study,
@@ -100,9 +101,9 @@ class ConsentBook:
         kept = {
             "consent": consent.model_dump(mode="json", by_alias=True),
             "key": public.hex(),
-            "signature": identity.sign(key, DOMAIN, consent.to_bytes()).hex(),
+            "signature": signing.sign(key, DOMAIN, consent.to_bytes()).hex(),
         }
-        identity.private_folder(self._folder)
+        private_folder(self._folder)
         _replace(self._public, (public.hex() + "\n").encode())
         _replace(self._page(study), (json.dumps(kept, indent=2) + "\n").encode())
         return consent, public
@@ -124,7 +125,7 @@ class ConsentBook:
         try:
             consent = Consent.model_validate_json(json.dumps(kept["consent"]))
             own = bytes.fromhex(self._public.read_text("ascii"))
-            identity.verify(own, DOMAIN, consent.to_bytes(), bytes.fromhex(kept["signature"]))
+            signing.verify(own, DOMAIN, consent.to_bytes(), bytes.fromhex(kept["signature"]))
         except (KeyError, TypeError, ValueError, OSError, ValidationError, WireError):
             raise StateError(
                 f"{self._page(study)} is not a decision signed with this site's consent key ({self._public}); approve or "

@@ -17,9 +17,10 @@ from consilium.clients import policy
 from consilium.clients.consent import ConsentBook, State
 from consilium.clients.image_store import ImageStore
 from consilium.clients.settings import SiteHome, SiteSettings
-from consilium.common import identity, sealing
+from consilium.common import sealing, signing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
+from consilium.common.key_files import private_folder
 from consilium.common.settings import toml_of
 from consilium.common.study import Study
 from consilium.common.wire import DescribeRequest, Envelope, PredictRequest
@@ -58,7 +59,7 @@ def admit(request: DescribeRequest, settings: SiteSettings) -> tuple[Study, Mani
         ``bad-signature``; ``not-consented`` if the site is not named; ``bad-message`` if settings, list and envelope do not
         belong together; ``refused-by-policy`` if the signer is not trusted, or for what the study is.
     """
-    identity.verify(request.signer, SIGNATURE_DOMAIN, request.manifest, request.signature)
+    signing.verify(request.signer, SIGNATURE_DOMAIN, request.manifest, request.signature)
     policy.require_signer(settings.policy, request.signer)
     policy.require_sealing(settings.policy, request.sealing_key)
     if request.sealing_key:
@@ -91,8 +92,8 @@ class StudyBook:
     def __init__(self, home: SiteHome, consents: ConsentBook) -> None:
         self._home: Final = home
         self._consents: Final = consents
-        identity.private_folder(home.studies)
-        identity.private_folder(home.catalogues)
+        private_folder(home.studies)
+        private_folder(home.catalogues)
         self._lock = threading.Lock()
         self._shown: dict[tuple[str, str], Shown] = {}
 
@@ -115,7 +116,7 @@ class StudyBook:
                 if before.signer != request.signer:
                     raise WireError(
                         ErrorCode.NOT_CONSENTED,
-                        f"shown by {identity.fingerprint(before.signer)} before, now by {identity.fingerprint(request.signer)}",
+                        f"shown by {signing.fingerprint(before.signer)} before, now by {signing.fingerprint(request.signer)}",
                     )
             _write(self._home.catalogues / request.catalogue / "manifest.json", request.manifest)
             kept = {

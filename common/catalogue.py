@@ -27,7 +27,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError, model_validator
 
-from consilium.common import identity, packing
+from consilium.common import packing, signing
 from consilium.common.errors import DataError, ErrorCode, SettingsError, StateError, WireError
 from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
@@ -161,8 +161,8 @@ class Catalogue:
         SettingsError
             If it is another one.
         """
-        if (own := identity.public_key_of(key)) != self.signer:
-            signed, got = identity.fingerprint(self.signer), identity.fingerprint(own)
+        if (own := signing.public_key_of(key)) != self.signer:
+            signed, got = signing.fingerprint(self.signer), signing.fingerprint(own)
             raise SettingsError(f"the key is that which signed {self.folder}, {signed}; got {got}")
 
     @property
@@ -281,8 +281,8 @@ def _version(entries: Sequence[Entry]) -> Literal[1, 2, 3]:
 
 def _finish(folder: Path, manifest: Manifest, key: Ed25519PrivateKey, sources: Iterable[tuple[str, str]]) -> None:
     data = manifest.to_bytes()
-    (folder / "signature.bin").write_bytes(identity.sign(key, SIGNATURE_DOMAIN, data))
-    (folder / "signer.pub").write_bytes(identity.public_key_of(key))
+    (folder / "signature.bin").write_bytes(signing.sign(key, SIGNATURE_DOMAIN, data))
+    (folder / "signer.pub").write_bytes(signing.public_key_of(key))
     with (folder / "sources.csv").open("w", newline="", encoding="utf-8") as table:
         csv.writer(table).writerows([("id", "source"), *sources])
     partial = folder / "manifest.json.partial"  # last and at once: a folder with a manifest is whole
@@ -309,7 +309,7 @@ def open_catalogue(folder: Path) -> Catalogue:
         raise StateError(
             f"{folder} is not a whole catalogue: {error.filename} is missing; build it with `consilium catalogue build`"
         ) from None
-    identity.verify(signer, SIGNATURE_DOMAIN, data, signature)
+    signing.verify(signer, SIGNATURE_DOMAIN, data, signature)
     manifest = Manifest.from_bytes(data)
     shape = (len(manifest.images), *manifest.image_shape)
     if held != int(np.prod(shape)):

@@ -16,7 +16,7 @@ from typing import Annotated, BinaryIO, Final, Literal, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, StringConstraints, ValidationError
 
-from consilium.common import identity, wire
+from consilium.common import signing, wire
 from consilium.common.errors import DataError, MachineError, SettingsError, WireError
 from consilium.common.settings import Name, Settings
 from consilium.common.wire import Digest, Envelope
@@ -49,7 +49,7 @@ class Header(Settings):
     @property
     def fingerprint(self) -> str:
         """Of the signer's key, for people to compare."""
-        return identity.fingerprint(bytes.fromhex(self.signer))
+        return signing.fingerprint(bytes.fromhex(self.signer))
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def writing(path: Path, header: Header, key: Ed25519PrivateKey) -> Iterator[Call
             yield append
             if count != header.messages:
                 raise ValueError(f"the header promises {header.messages} messages; got {count}")
-            file.write(identity.sign(key, _domain(header.kind), digest.digest()))
+            file.write(signing.sign(key, _domain(header.kind), digest.digest()))
             file.flush()
             os.fsync(file.fileno())
             partial.replace(path)
@@ -132,7 +132,7 @@ class ExchangeFile:
             left -= len(data)
         signer = bytes.fromhex(self.header.signer)
         try:
-            identity.verify(signer, _domain(self.header.kind), digest.digest(), self._file.read(SIGNATURE_BYTES))
+            signing.verify(signer, _domain(self.header.kind), digest.digest(), self._file.read(SIGNATURE_BYTES))
         except WireError:
             raise DataError(
                 f"{self.path} was changed after it was made, or was not signed by {self.header.fingerprint}; get it again from "

@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from consilium.common import identity
 from consilium.common.errors import ErrorCode, StateError, WireError
+from consilium.common.key_files import private_pem, write_private
+from consilium.common.signing import fingerprint, sign, verify
 
 ANSWER_DOMAIN: Final = b"consilium sealed answer 1"
 KEY_DOMAIN: Final = b"consilium study key 1"
@@ -85,7 +86,7 @@ def seal(
     public = once.public_key().public_bytes_raw()
     cipher = ChaCha20Poly1305(_key(once, study_key, public, study_key, subject))
     sealed = [cipher.encrypt(_nonce(i), mask, subject) for i, mask in enumerate(masks)]
-    return Sealed(public, sealed, identity.sign(site_key, ANSWER_DOMAIN, _signed(subject, public, sealed)))
+    return Sealed(public, sealed, sign(site_key, ANSWER_DOMAIN, _signed(subject, public, sealed)))
 
 
 def unseal(sealed: Sealed, private: X25519PrivateKey, site_key: bytes, subject: bytes) -> list[bytes]:
@@ -108,9 +109,9 @@ def unseal(sealed: Sealed, private: X25519PrivateKey, site_key: bytes, subject: 
         ``bad-seal`` if it is not the site's, not about this, not for this study, or was changed.
     """
     try:
-        identity.verify(site_key, ANSWER_DOMAIN, _signed(subject, sealed.key, sealed.masks), sealed.signature)
+        verify(site_key, ANSWER_DOMAIN, _signed(subject, sealed.key, sealed.masks), sealed.signature)
     except WireError:
-        raise WireError(ErrorCode.BAD_SEAL, f"not signed by {identity.fingerprint(site_key)}") from None
+        raise WireError(ErrorCode.BAD_SEAL, f"not signed by {fingerprint(site_key)}") from None
     public = private.public_key().public_bytes_raw()
     cipher = ChaCha20Poly1305(_key(private, sealed.key, sealed.key, public, subject))
     try:
@@ -121,19 +122,18 @@ def unseal(sealed: Sealed, private: X25519PrivateKey, site_key: bytes, subject: 
 
 def sign_study_key(signing: Ed25519PrivateKey, catalogue: str, public: bytes) -> bytes:
     """Sign a study's public key together with the catalogue's hash, as the coordinator."""
-    return identity.sign(signing, KEY_DOMAIN, bytes.fromhex(catalogue) + public)
+    return sign(signing, KEY_DOMAIN, bytes.fromhex(catalogue) + public)
 
 
 def verify_study_key(signer: bytes, catalogue: str, public: bytes, signature: bytes) -> None:
     """Check `sign_study_key`: `WireError` ``bad-signature``."""
-    identity.verify(signer, KEY_DOMAIN, bytes.fromhex(catalogue) + public, signature)
+    verify(signer, KEY_DOMAIN, bytes.fromhex(catalogue) + public, signature)
 
 
 def make_study_key(path: Path) -> X25519PrivateKey:
     """Make a study's key and write it (PEM, PKCS #8, mode 0600) to the new file ``path``; `StateError` if it exists."""
     key = X25519PrivateKey.generate()
-    encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    identity.write_private(path, key.private_bytes(*encoding))
+    write_private(path, private_pem(key))
     return key
 
 

@@ -32,24 +32,21 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
-from consilium.common.errors import DataError, SettingsError, StateError
-from consilium.common.identity import (
+from consilium.common.certificates import (
     Authority,
     CertificateFacts,
     ServerCertificate,
     certificate_facts,
-    fingerprint,
     issued_by,
     make_authority,
     make_server_certificate,
-    make_signing_key,
-    node_fingerprint,
-    node_key_pem,
-    private_folder,
-    public_key_of,
 )
+from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
+from consilium.common.key_files import private_folder
+from consilium.common.node_keys import node_fingerprint, node_key_pem
 from consilium.common.settings import Name, NameList, Settings, load
+from consilium.common.signing import fingerprint, make_signing_key, public_key_of
 from consilium.server.kit import kit_files, pack
 
 LOOPBACK: Final = ("localhost", "127.0.0.1")

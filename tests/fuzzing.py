@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients.gateway import from_protobuf, to_protobuf
 from consilium.clients.studies import _read_study
-from consilium.common import exchange, identity, planes, sealing, soft_mask, wire
+from consilium.common import exchange, planes, sealing, signing, soft_mask, wire
 from consilium.common.catalogue import Manifest
 from consilium.common.errors import ConsiliumError, DataError, ErrorCode, WireError
 from consilium.common.joining import read_join
@@ -268,7 +268,7 @@ def sealed_answers(draw: st.DrawFn) -> sealing.Sealed:
         masks = list(SEALED.masks)
     signature = draw(st.one_of(st.just(SEALED.signature), st.binary(max_size=70)))
     if draw(st.booleans()):
-        signature = identity.sign(SITE_KEY, sealing.ANSWER_DOMAIN, sealing._signed(SUBJECT, key, masks))
+        signature = signing.sign(SITE_KEY, sealing.ANSWER_DOMAIN, sealing._signed(SUBJECT, key, masks))
     return sealing.Sealed(key, masks, signature)
 
 
@@ -412,7 +412,7 @@ def exchange_files(draw: st.DrawFn) -> bytes:
     if kind == 2:
         return EXCHANGE
     body = mutated(EXCHANGE[: -exchange.SIGNATURE_BYTES], draw(CHANGES))
-    return body + identity.sign(SITE_KEY, b"consilium exchange answer 1", hashlib.sha256(body).digest())
+    return body + signing.sign(SITE_KEY, b"consilium exchange answer 1", hashlib.sha256(body).digest())
 
 
 def check_exchange(data: bytes) -> bool:

@@ -16,7 +16,7 @@ from consilium.clients.consent import ConsentBook, State
 from consilium.clients.settings import SiteHome, load_site
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import identity, soft_mask
+from consilium.common import signing, soft_mask
 from consilium.common.catalogue import CatalogueImage, build
 from consilium.common.datasets import labelled
 from consilium.common.errors import ConsentError, ErrorCode, SettingsError, StudyError, WireError
@@ -129,10 +129,10 @@ def test_a_decision_that_was_changed_or_signed_with_another_key_is_none(
     (page,) = (tmp_path / "consents").glob("*.json")
     honest = json.loads(page.read_text())
     longer = honest | {"consent": honest["consent"] | {"until": "2999-01-01"}}
-    other = identity.make_signing_key(tmp_path / "other.pem")
+    other = signing.make_signing_key(tmp_path / "other.pem")
     forged = honest | {
-        "key": identity.public_key_of(other).hex(),
-        "signature": identity.sign(other, b"consilium consent 1", b"{}").hex(),
+        "key": signing.public_key_of(other).hex(),
+        "signature": signing.sign(other, b"consilium consent 1", b"{}").hex(),
     }
     for lie in (longer, forged, honest | {"signature": ""}, [], {"consent": 1}):
         page.write_text(json.dumps(lie))
@@ -160,9 +160,9 @@ def test_whoever_signs_an_approved_study_anew_gets_nothing(tmp_path: Path, coord
     site = careful_site(tmp_path)
     refused(site.describe, coordinator.describe())
     approve(tmp_path, coordinator)
-    thief = identity.make_signing_key(tmp_path / "thief.pem")
-    signature = identity.sign(thief, b"consilium catalogue 1", coordinator.catalogue.manifest_bytes)
-    stolen = coordinator.describe(signature=signature, signer=identity.public_key_of(thief))
+    thief = signing.make_signing_key(tmp_path / "thief.pem")
+    signature = signing.sign(thief, b"consilium catalogue 1", coordinator.catalogue.manifest_bytes)
+    stolen = coordinator.describe(signature=signature, signer=signing.public_key_of(thief))
     assert refused(site.describe, stolen) == ErrorCode.NOT_CONSENTED
     assert site.predict(coordinator.predict(0)).ids == coordinator.ids[:1]
 
@@ -310,7 +310,7 @@ def test_a_person_reviews_approves_and_revokes_by_command(
     listed = say("review")
     assert all(part in listed for part in ("trial", coordinator.study.digest[:12], "3 of 5", "waiting"))
     told = say("review", "trial")
-    assert identity.fingerprint(coordinator.catalogue.signer) in told
+    assert signing.fingerprint(coordinator.catalogue.signer) in told
     assert "No training images are packed here" in told
     (picture,) = (tmp_path / "reviews").glob("trial-*/images.png")
     with Image.open(picture) as sheet:

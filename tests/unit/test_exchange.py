@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from consilium.clients import cli as site_cli
 from consilium.clients.consent import ConsentBook, State
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import identity, wire
+from consilium.common import signing, wire
 from consilium.common.catalogue import CatalogueImage, build
 from consilium.common.datasets import labelled
 from consilium.common.errors import (
@@ -62,7 +63,7 @@ class Federation:
     """A study of three sites in a run folder, and the sites' homes; west is offline."""
 
     folder: Path
-    key: identity.Ed25519PrivateKey
+    key: Ed25519PrivateKey
     run: StudyRun
 
     def site(self, name: str, **policy: object) -> Site:
@@ -85,8 +86,8 @@ class Federation:
 
     @property
     def fingerprint(self) -> str:
-        return identity.fingerprint(
-            identity.public_key_of(identity.signing_key(self.folder / "west" / "keys" / "answers.pem"))
+        return signing.fingerprint(
+            signing.public_key_of(signing.signing_key(self.folder / "west" / "keys" / "answers.pem"))
         )
 
     def post(self, *names: str) -> SitesInMemory:
@@ -119,7 +120,7 @@ def federation(
         "fine-tune": {"sites": ["west"], "training": training},
     } | study
     run.create(parse(Study, values, "test"))
-    key = identity.signing_key(folder / "signing.pem")
+    key = signing.signing_key(folder / "signing.pem")
     images = np.random.default_rng(1).integers(0, 256, (IMAGES, 1, SIZE, SIZE), np.uint8)
     own = labelled.Labelled(images, images // 128, ("x",) * IMAGES, ("",) * IMAGES).take(np.arange(labelled_images))
     if labelled_images:
@@ -372,13 +373,13 @@ def parts(path: Path) -> tuple[dict[str, object], list[bytes]]:
     return json.loads(found[0]), found[1:]
 
 
-def signed(path: Path, header: dict[str, object], messages: list[bytes], key: identity.Ed25519PrivateKey) -> Path:
+def signed(path: Path, header: dict[str, object], messages: list[bytes], key: Ed25519PrivateKey) -> Path:
     """Write a file as the page on the wire has it: what someone with the key could make."""
     data = b"consilium exchange 1\n"
     for part in (json.dumps(header, separators=(",", ":")).encode(), *messages):
         data += struct.pack(">I", len(part)) + part
     domain = f"consilium exchange {header['kind']} 1".encode()
-    path.write_bytes(data + identity.sign(key, domain, hashlib.sha256(data).digest()))
+    path.write_bytes(data + signing.sign(key, domain, hashlib.sha256(data).digest()))
     return path
 
 
@@ -460,7 +461,7 @@ PATHS = ["../../etc/passwd", "/etc/passwd", "WEST", "", "a" * 64]
 @pytest.mark.parametrize("field", ["site", "study", "catalogue"])
 def test_a_name_that_is_a_path_reaches_no_file(name: str, field: str, answered: Federation) -> None:
     folder = answered.folder
-    key = identity.signing_key(folder / "west" / "keys" / "answers.pem")
+    key = signing.signing_key(folder / "west" / "keys" / "answers.pem")
     for path, signer in ((folder / "west.request", answered.key), (folder / "west.answer", key)):
         header, messages = parts(path)
         signed(path, header | {field: name}, messages, signer)
@@ -482,9 +483,9 @@ def test_a_request_is_answered_only_by_the_site_it_is_for_and_for_a_coordinator_
     with pytest.raises(WireError) as refused:
         case.answer(request, **{"trusted-signers": ["0" * 64]})
     assert refused.value.code == ErrorCode.REFUSED_BY_POLICY
-    thief = identity.make_signing_key(tmp_path / "thief.pem")
+    thief = signing.make_signing_key(tmp_path / "thief.pem")
     header, messages = parts(request)
-    signed(request, header | {"signer": identity.public_key_of(thief).hex()}, messages, thief)
+    signed(request, header | {"signer": signing.public_key_of(thief).hex()}, messages, thief)
     with pytest.raises(DataError, match="another key"):
         case.answer(request)
     with pytest.raises(DataError, match="other kind"):
@@ -536,7 +537,7 @@ def test_an_answer_that_lies_is_refused_though_the_site_signed_it(name: str, ans
     header, messages = parts(path)
     lie, told = LIES[name]
     made = lie(messages)
-    key = identity.signing_key(answered.folder / "west" / "keys" / "answers.pem")
+    key = signing.signing_key(answered.folder / "west" / "keys" / "answers.pem")
     signed(path, header | {"messages": len(made)}, made, key)
     with pytest.raises(DataError, match=told):
         answered.take(path)
@@ -585,20 +586,20 @@ def test_a_key_that_is_not_known_has_to_be_confirmed_and_then_no_other_is_taken(
         with pytest.raises(SettingsError, match="by telephone"):
             coordinator.import_answer(answered.run, path, given_word)
     header, messages = parts(path)
-    forger = identity.make_signing_key(answered.folder / "forger.pem")
+    forger = signing.make_signing_key(answered.folder / "forger.pem")
     forged = signed(answered.folder / "forged", header, messages, forger)
     with pytest.raises(DataError, match="not signed by"):
         coordinator.import_answer(answered.run, forged, fingerprint)
     coordinator.import_answer(answered.run, path, fingerprint)
-    public = identity.public_key_of(forger)
+    public = signing.public_key_of(forger)
     signed(forged, header | {"signer": public.hex()}, messages, forger)
     with pytest.raises(SettingsError, match="the key of west is"):
-        coordinator.import_answer(answered.run, forged, identity.fingerprint(public))
+        coordinator.import_answer(answered.run, forged, signing.fingerprint(public))
 
 
 def test_a_request_needs_the_coordinators_key_and_a_key_to_seal_to(case: Federation, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="the key is that which signed"):
-        coordinator.export(case.run.folder.root, "west", identity.make_signing_key(tmp_path / "k.pem"), tmp_path / "r")
+        coordinator.export(case.run.folder.root, "west", signing.make_signing_key(tmp_path / "k.pem"), tmp_path / "r")
     case.run.folder.sealing_key.unlink()
     with pytest.raises(StateError, match="catalogue seal"):
         case.export()
@@ -642,7 +643,7 @@ def test_a_study_goes_through_by_command(
 
     told = say("exchange", "export", str(root), "--site", "west", "--key", str(tmp_path / "signing.pem"))
     assert "trial-west.request" in told
-    assert identity.fingerprint(identity.public_key_of(case.key)) in told
+    assert signing.fingerprint(signing.public_key_of(case.key)) in told
     answer = case.answer(tmp_path / "trial-west.request")
     assert "by telephone" in say("exchange", "import", str(root), str(answer), code=2)
     assert f"{IMAGES} masks" in say("exchange", "import", str(root), str(answer), "--signed-by", case.fingerprint)

@@ -27,7 +27,7 @@ from consilium.clients.consent import ConsentBook
 from consilium.clients.gateway import CODE_KEY, GatewayClient, serve, to_protobuf
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import identity, planes, sealing, wire
+from consilium.common import planes, sealing, signing, wire
 from consilium.common.catalogue import SIGNATURE_DOMAIN, CatalogueImage, build
 from consilium.common.errors import ErrorCode, WireError
 from consilium.common.settings import to_toml
@@ -99,9 +99,9 @@ def other_catalogue(hospital: Hospital) -> wire.DescribeRequest:
 
 
 def signed_by_a_thief(hospital: Hospital) -> wire.DescribeRequest:
-    thief = identity.make_signing_key(hospital.folder / "thief" / "key.pem")
-    signature = identity.sign(thief, SIGNATURE_DOMAIN, hospital.honest.manifest)
-    public = identity.public_key_of(thief)
+    thief = signing.make_signing_key(hospital.folder / "thief" / "key.pem")
+    signature = signing.sign(thief, SIGNATURE_DOMAIN, hospital.honest.manifest)
+    public = signing.public_key_of(thief)
     return hospital.honest.model_copy(update={"signature": signature, "signer": public})
 
 
@@ -115,7 +115,7 @@ def manifest_with_a_path(hospital: Hospital) -> wire.DescribeRequest:
     document = json.loads(hospital.honest.manifest)
     document["name"] = "../../north/keys"
     data = json.dumps(document).encode()
-    signature = identity.sign(hospital.coordinator.key, SIGNATURE_DOMAIN, data)
+    signature = signing.sign(hospital.coordinator.key, SIGNATURE_DOMAIN, data)
     return hospital.honest.model_copy(update={"manifest": data, "signature": signature})
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import identity, sealing, soft_mask, wire
+from consilium.common import sealing, signing, soft_mask, wire
 from consilium.common.errors import ErrorCode, StateError, WireError
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import Seals, offer_key
@@ -25,7 +25,7 @@ from tests.unit.test_site import SIZE, Coordinator, echo, make_home
 ONCE = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 STUDY = X25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 SITE = Ed25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
-STUDY_PUBLIC, SITE_PUBLIC = STUDY.public_key().public_bytes_raw(), identity.public_key_of(SITE)
+STUDY_PUBLIC, SITE_PUBLIC = STUDY.public_key().public_bytes_raw(), signing.public_key_of(SITE)
 SUBJECT = sealing.about("5" * 64, "c" * 64, "north", ["a" * 64, "b" * 64], [])
 MASKS = [b"first", b""]
 

@@ -21,7 +21,7 @@ from consilium.clients.settings import SiteHome, SiteSettings
 from consilium.clients.site import Site, temperature_of
 from consilium.clients.teachers import geometry
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import identity, metrics, planes, soft_mask, wire
+from consilium.common import metrics, planes, signing, soft_mask, wire
 from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id
 from consilium.common.datasets import labelled
 from consilium.common.errors import PUBLIC_TEXT, DataError, ErrorCode, StateError, WireError
@@ -62,7 +62,7 @@ class Coordinator:
     """A study of five random images, signed, and the requests an honest coordinator makes."""
 
     def __init__(self, folder: Path, **study: object) -> None:
-        self.key = identity.make_signing_key(folder / "signing.pem")
+        self.key = signing.make_signing_key(folder / "signing.pem")
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (5, 1, SIZE, SIZE), np.uint8)
         self.catalogue: Catalogue = build(
