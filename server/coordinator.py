@@ -12,7 +12,8 @@ from consilium.common.certificates import ServerCertificate
 from consilium.common.errors import MachineError, SettingsError, StateError
 from consilium.server import superlink_home
 from consilium.server.control import Control, RegisteredNode
-from consilium.server.provision import Federation, SiteRecord, in_use
+from consilium.server.provision import Federation, in_use
+from consilium.server.site_records import SiteRecord
 from consilium.server.superlink import SuperLink
 
 LOG: Final = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from consilium.common.errors import MachineError, StateError
 from consilium.common.signing import load_signing_key, public_key_of
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import attach
-from consilium.server.provision import Federation, SiteRecord, open_federation, signer_fingerprint, utc_now
+from consilium.server.provision import Federation, open_federation, signer_fingerprint, utc_now
+from consilium.server.site_records import SiteRecord
 
 
 def examine(folder: Path | None, clock: Callable[[], datetime] = utc_now) -> list[Finding]:

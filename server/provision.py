@@ -12,25 +12,19 @@
       kits/NAME.tar.gz      to be sent to the site; deleted once it has joined
       superlink/  log/      of the running coordinator
 
-A site is *invited* (a kit was made), *joined* (its key was accepted) or *revoked*. Dates are compared with a clock that the
-caller gives.
+What is known of a site is in `site_records`. Dates are compared with a clock that the caller gives.
 """
 
 import contextlib
 import fcntl
 import hmac
-import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from secrets import token_hex
-from typing import Annotated, Any, Final, Self
-
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from typing import Final
 
 from consilium.common.certificates import (
     Authority,
@@ -44,103 +38,12 @@ from consilium.common.certificates import (
 from consilium.common.errors import DataError, SettingsError, StateError
 from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
 from consilium.common.key_files import private_folder
-from consilium.common.node_keys import node_fingerprint, node_key_pem
-from consilium.common.settings import Name, NameList, Settings, load
+from consilium.common.settings import load
 from consilium.common.signing import fingerprint, make_signing_key, public_key_of
+from consilium.server.disk import replace_private
+from consilium.server.federation_settings import FederationSettings
 from consilium.server.kit import kit_files, pack
-
-LOOPBACK: Final = ("localhost", "127.0.0.1")
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[^\s/]+$")]
-
-
-class SuperLinkSettings(Settings):
-    """Where the SuperLink listens, and what the sites call it."""
-
-    address: str = Field(pattern=r"^[^\s/]+:\d{1,5}$", description="host:port that the sites connect to")
-    host: str = Field("0.0.0.0", description="address to listen on; all by default")  # noqa: S104 - the guard allows it
-    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0: that of the address")
-    dns_names: tuple[Text, ...] = Field((), description="further names the certificate is for")
-    ip_addresses: tuple[Text, ...] = Field((), description="further addresses the certificate is for")
-    certificate_days: int = Field(365, ge=1, le=3650, description="days the certificate is valid")
-
-    @model_validator(mode="after")
-    def _is_an_address(self) -> Self:
-        if not 1 <= int(self.address.rpartition(":")[2]) <= 65535:
-            raise ValueError(f"address: a port is a number from 1 to 65535; got {self.address!r}")
-        wrong = [text for text in self.ip_addresses if not _is_ip(text)]
-        if wrong:
-            raise ValueError(f"ip-addresses: {', '.join(wrong)} is no IP address; names go to dns-names")
-        return self
-
-    @property
-    def listening_port(self) -> int:
-        """The port to listen on."""
-        return self.port or int(self.address.rpartition(":")[2])
-
-    @property
-    def certified(self) -> tuple[list[str], list[str]]:
-        """DNS names and IP addresses for the certificate: the address's host, those listed, and this machine itself."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        wanted = list(dict.fromkeys([host, *self.dns_names, *self.ip_addresses, *LOOPBACK]))
-        return [name for name in wanted if not _is_ip(name)], [name for name in wanted if _is_ip(name)]
-
-
-class InvitedSite(Settings):
-    """One site of the settings file."""
-
-    labels: NameList = Field((), description="what its masks show; those of the federation by default")
-
-
-class FederationSettings(Settings):
-    """``federation.toml``."""
-
-    name: Name
-    labels: NameList = Field(("lesion",), min_length=1, description="what the sites' masks show")
-    superlink: SuperLinkSettings
-    invitation_days: int = Field(30, ge=1, le=365, description="days in which a site may join with its kit")
-    key_days: int = Field(365, ge=1, le=3650, description="days a site's key is taken after it was accepted")
-    sites: dict[Name, InvitedSite] = Field(default_factory=dict)
-
-
-class SiteRecord(Settings):
-    """What is known of a site."""
-
-    name: Name
-    labels: NameList
-    invitation: str = Field("", description="secret of the kit that is out; empty: none is")
-    invited_until: AwareDatetime | None = None
-    key: str = Field("", description="node key, public, one OpenSSH line; empty: it has not joined")
-    key_until: AwareDatetime | None = None
-    revoked: AwareDatetime | None = None
-    former_keys: tuple[str, ...] = Field((), description="fingerprints of keys that are taken no more")
-
-    def takes_part(self, now: datetime) -> bool:
-        """Whether its key is to be let in."""
-        return bool(self.key) and self.revoked is None and self.key_until is not None and now < self.key_until
-
-    def is_invited(self, now: datetime) -> bool:
-        """Whether a kit is out with which it may still join."""
-        return bool(self.invitation) and self.invited_until is not None and now < self.invited_until
-
-    def state(self, now: datetime) -> str:
-        """In words."""
-        if self.revoked is not None:
-            return f"revoked {self.revoked:%Y-%m-%d}"
-        if self.key:
-            new = ", new kit out" if self.is_invited(now) else ""
-            return ("joined" if self.takes_part(now) else "KEY RAN OUT") + new
-        return "invited" if self.is_invited(now) else "INVITATION RAN OUT"
-
-    @property
-    def key_fingerprint(self) -> str:
-        """Of the present key; empty if there is none."""
-        return node_fingerprint(self.key.encode()) if self.key else ""
-
-    @property
-    def key_pem(self) -> bytes:
-        """The key as the SuperLink keeps it."""
-        return node_key_pem(self.key.encode())
+from consilium.server.site_records import SiteRecord, load_record, save_record
 
 
 @dataclass(frozen=True)
@@ -414,7 +317,7 @@ class Federation:
         packed = pack(kit_files(facts, record.labels, self.certificates.authority.read_bytes()), int(now.timestamp()))
         self._write(invited)
         private_folder(self.folder / "kits")
-        _replace(self.kit(record.name), packed)
+        replace_private(self.kit(record.name), packed)
         return self.kit(record.name)
 
     def _certify(self, folder: Path) -> None:
@@ -426,8 +329,7 @@ class Federation:
         return self.folder / "sites" / f"{name}.json"
 
     def _write(self, record: SiteRecord) -> None:
-        text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2) + "\n"
-        _replace(self._record_path(record.name), text.encode())
+        save_record(self._record_path(record.name), record)
 
 
 def provision(settings_file: Path, folder: Path, now: datetime, *, force: bool = False) -> Federation:
@@ -505,17 +407,6 @@ def in_use(folder: Path) -> Iterator[None]:
         yield
 
 
-def load_record(path: Path) -> SiteRecord:
-    """Read a site's record; `StateError` if it is damaged."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return SiteRecord.model_validate(values)
-    except (OSError, ValueError) as error:
-        raise StateError(
-            f"{path} is damaged: {error}; restore it from a backup, or delete it and add the site"
-        ) from None
-
-
 def signer_fingerprint(federation: Federation) -> str:
     """Of the coordinator's signing key, for people to compare."""
     return fingerprint(bytes.fromhex(federation.signer))
@@ -533,17 +424,6 @@ def _facts(path: Path) -> CertificateFacts:
         raise StateError(f"{path} can not be read: {error}; restore it from a backup") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 in one step: a reader sees the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 @contextlib.contextmanager
 def _removed_on_error(folder: Path) -> Iterator[None]:
     try:
@@ -551,11 +431,3 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -21,15 +21,9 @@ from consilium.common.settings import load, parse
 from consilium.common.signing import load_signing_key, public_key_of
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import changes
-from consilium.server.provision import (
-    Federation,
-    FederationSettings,
-    SiteRecord,
-    in_use,
-    open_federation,
-    provision,
-    utc_now,
-)
+from consilium.server.federation_settings import FederationSettings
+from consilium.server.provision import Federation, in_use, open_federation, provision, utc_now
+from consilium.server.site_records import SiteRecord
 
 NOW = utc_now()
 DAY = timedelta(days=1)

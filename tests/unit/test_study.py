@@ -10,7 +10,7 @@ from consilium.common.presets import keys
 from consilium.common.settings import load, parse, read_toml, to_toml
 from consilium.common.study import Study, from_run_config, to_run_config
 from consilium.server.ablation.settings import load as load_ablation
-from consilium.server.provision import FederationSettings
+from consilium.server.federation_settings import FederationSettings
 from consilium.server.shipped import find_settings
 from consilium.server.simulation import SimulatedStudy
 
