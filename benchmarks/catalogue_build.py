@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from consilium.common.catalogue import build
-from consilium.common.signing import make_signing_key
+from consilium.common.identity.signing import make_signing_key
 from consilium.server.transferal_sets import TransferalSet, catalogue_images
 
 TARGET = 1.6

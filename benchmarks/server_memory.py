@@ -29,9 +29,9 @@ from flwr.app import RecordDict
 
 from consilium.common import soft_mask, wire
 from consilium.common.catalogue import CatalogueImage, build, open_catalogue
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.presets import DEFAULT, Preset
 from consilium.common.settings import parse
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.server.collect import Collector, Watched
 from consilium.server.inquiry import Letter

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from consilium.common.key_files import private_folder
+from consilium.common.identity.key_files import private_folder
 
 _AT_A_TIME: Final = 500  # SQLite's bound on the values of a statement is 999 in old builds
 

@@ -22,7 +22,7 @@ from consilium.common import metrics, temperature
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, StateError
 from consilium.common.evaluation import calibration
-from consilium.common.key_files import private_folder
+from consilium.common.identity.key_files import private_folder
 from consilium.common.settings import read_toml
 from consilium.common.soft_mask import TARGET_LEVEL, SoftMasks, quantise
 from consilium.common.validation import Validation, count_faults

@@ -19,9 +19,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import StringConstraints, ValidationError
 
-from consilium.common import signing
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.key_files import private_folder
+from consilium.common.identity import signing
+from consilium.common.identity.key_files import private_folder
 from consilium.common.settings import Name, Settings
 from consilium.common.wire import Digest, Envelope
 

@@ -52,7 +52,7 @@ def review(
     from rich.table import Table
 
     from consilium.clients import review as reviews
-    from consilium.common.signing import fingerprint
+    from consilium.common.identity.signing import fingerprint
 
     console = Console()
     if not study:
@@ -107,7 +107,7 @@ def approve(
     from datetime import UTC, date, datetime, timedelta
 
     from consilium.clients.consent import DEFAULT_DAYS, ConsentBook
-    from consilium.common.signing import fingerprint
+    from consilium.common.identity.signing import fingerprint
 
     today = datetime.now(UTC).date()
     try:

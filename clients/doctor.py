@@ -19,11 +19,11 @@ from consilium.clients.gateway import is_healthy, is_taken
 from consilium.clients.review import listed
 from consilium.clients.settings import ConnectionSettings, SiteHome
 from consilium.common import checks
-from consilium.common.certificates import certificate_facts
 from consilium.common.checks import Finding, attempt
 from consilium.common.errors import StateError
-from consilium.common.node_keys import load_node_key, node_fingerprint, node_public_line
-from consilium.common.signing import fingerprint
+from consilium.common.identity.certificates import certificate_facts
+from consilium.common.identity.node_keys import load_node_key, node_fingerprint, node_public_line
+from consilium.common.identity.signing import fingerprint
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,7 +13,7 @@ from consilium.clients.studies import Shown, StudyBook
 from consilium.common.catalogue import Manifest
 from consilium.common.errors import ConsentError, DataError, ErrorCode, WireError
 from consilium.common.exchange import FRAME_BYTES, ExchangeFile, reading, require_new, writing
-from consilium.common.signing import fingerprint, signing_key
+from consilium.common.identity.signing import fingerprint, signing_key
 from consilium.common.wire import DescribeRequest, PredictRequest
 
 OnImages = Callable[[int, int], None]

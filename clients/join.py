@@ -21,8 +21,10 @@ from typing import Final
 
 from consilium.clients.policy import Policy
 from consilium.clients.settings import ConnectionSettings, SiteSettings, load_site
-from consilium.common.certificates import certificate_facts
 from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.identity.certificates import certificate_facts
+from consilium.common.identity.key_files import private_folder, write_private
+from consilium.common.identity.node_keys import make_node_key
 from consilium.common.joining import (
     AUTHORITY,
     KIT_FACTS,
@@ -37,8 +39,6 @@ from consilium.common.joining import (
     make_join,
     write_join,
 )
-from consilium.common.key_files import private_folder, write_private
-from consilium.common.node_keys import make_node_key
 from consilium.common.settings import kebab, parse, read_toml, toml_of
 
 _GZIP: Final = 31  # zlib's window size that means a gzip file

@@ -16,8 +16,8 @@ from consilium.clients.studies import Shown, StudyBook
 from consilium.common.datasets import contact_sheet, labelled
 from consilium.common.datasets.cases import Case
 from consilium.common.errors import SettingsError
-from consilium.common.key_files import private_folder
-from consilium.common.signing import fingerprint
+from consilium.common.identity.key_files import private_folder
+from consilium.common.identity.signing import fingerprint
 
 _BATCH: Final = 256
 _MOST_PAIRS: Final = contact_sheet.MOST // 2

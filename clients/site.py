@@ -29,11 +29,11 @@ from consilium.clients.teachers.opening import clip
 from consilium.common import labels, metrics, sealing, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
-from consilium.common.key_files import private_folder
+from consilium.common.identity.key_files import private_folder
+from consilium.common.identity.signing import public_key_of, signing_key
 from consilium.common.labels import LabelView
 from consilium.common.networks.student_files import save_student
 from consilium.common.sealing import Sealed
-from consilium.common.signing import public_key_of, signing_key
 from consilium.common.study import Study
 from consilium.common.temperature import temper
 from consilium.common.training.fine_tune import choose_images, fine_tune

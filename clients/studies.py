@@ -17,10 +17,11 @@ from consilium.clients import policy
 from consilium.clients.consent import ConsentBook, State
 from consilium.clients.image_store import ImageStore
 from consilium.clients.settings import SiteHome, SiteSettings
-from consilium.common import sealing, signing
+from consilium.common import sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
-from consilium.common.key_files import private_folder
+from consilium.common.identity import signing
+from consilium.common.identity.key_files import private_folder
 from consilium.common.settings import toml_of
 from consilium.common.study import Study
 from consilium.common.wire import DescribeRequest, Envelope, PredictRequest

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from consilium.common.errors import MachineError, SettingsError
-from consilium.common.key_files import private_folder, write_private
+from consilium.common.identity.key_files import private_folder, write_private
 from consilium.common.processes import Child, ProcessGroup, flower_environment, free_port
 
 LOG: Final = logging.getLogger(__name__)

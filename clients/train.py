@@ -15,7 +15,7 @@ from consilium.clients.teachers import geometry
 from consilium.common import metrics
 from consilium.common.datasets import label_folder, labelled
 from consilium.common.errors import DataError, StateError
-from consilium.common.key_files import private_folder
+from consilium.common.identity.key_files import private_folder
 from consilium.common.networks.build import build
 from consilium.common.networks.student_files import CARD_NAME, load_student, save_student, student_card
 from consilium.common.soft_mask import quantise

@@ -27,8 +27,9 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError, model_validator
 
-from consilium.common import packing, signing
+from consilium.common import packing
 from consilium.common.errors import DataError, ErrorCode, SettingsError, StateError, WireError
+from consilium.common.identity import signing
 from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
 

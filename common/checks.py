@@ -21,8 +21,8 @@ from typing import Final, Literal
 
 import httpx
 
-from consilium.common.certificates import CertificateFacts, certificate_facts
 from consilium.common.errors import ConsiliumError, StateError
+from consilium.common.identity.certificates import CertificateFacts, certificate_facts
 
 FLOWER: Final = "1.41."
 """The releases of Flower this package works with."""

@@ -16,8 +16,9 @@ from typing import Annotated, BinaryIO, Final, Literal, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, StringConstraints, ValidationError
 
-from consilium.common import signing, wire
+from consilium.common import wire
 from consilium.common.errors import DataError, MachineError, SettingsError, WireError
+from consilium.common.identity import signing
 from consilium.common.settings import Name, Settings
 from consilium.common.wire import Digest, Envelope
 

@@ -19,7 +19,12 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, Field
 
 from consilium.common.errors import DataError, SettingsError
-from consilium.common.node_keys import node_fingerprint, node_public_line, sign_with_node_key, verify_with_node_key
+from consilium.common.identity.node_keys import (
+    node_fingerprint,
+    node_public_line,
+    sign_with_node_key,
+    verify_with_node_key,
+)
 from consilium.common.settings import Name, Settings, parse
 
 KIT_FACTS: Final = "kit.json"

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.key_files import private_pem, write_private
-from consilium.common.signing import fingerprint, sign, verify
+from consilium.common.identity.key_files import private_pem, write_private
+from consilium.common.identity.signing import fingerprint, sign, verify
 
 ANSWER_DOMAIN: Final = b"consilium sealed answer 1"
 KEY_DOMAIN: Final = b"consilium study key 1"

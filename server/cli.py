@@ -163,7 +163,7 @@ def catalogue_build(
     """
     from consilium.common.catalogue import build
     from consilium.common.datasets import label_folder
-    from consilium.common.signing import fingerprint, public_key_of, signing_key
+    from consilium.common.identity.signing import fingerprint, public_key_of, signing_key
     from consilium.server import labelled_set
     from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder
@@ -208,7 +208,7 @@ def catalogue_seal(
 ) -> None:
     """Offer the sites a key to seal their soft masks to; for a catalogue that was built without, or whose offer was lost."""
     from consilium.common.catalogue import open_catalogue
-    from consilium.common.signing import fingerprint, load_signing_key
+    from consilium.common.identity.signing import fingerprint, load_signing_key
     from consilium.server.run_folder import RunFolder
     from consilium.server.seals import offer_key
 

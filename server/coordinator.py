@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from consilium.common.certificates import ServerCertificate
 from consilium.common.errors import MachineError, SettingsError, StateError
+from consilium.common.identity.certificates import ServerCertificate
 from consilium.server import superlink_home
 from consilium.server.control import Control, RegisteredNode
 from consilium.server.provision import Federation, in_use

@@ -5,10 +5,10 @@ from datetime import datetime
 from pathlib import Path
 
 from consilium.common import checks
-from consilium.common.certificates import issued_by
 from consilium.common.checks import Finding, attempt
 from consilium.common.errors import MachineError, StateError
-from consilium.common.signing import load_signing_key, public_key_of
+from consilium.common.identity.certificates import issued_by
+from consilium.common.identity.signing import load_signing_key, public_key_of
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import attach
 from consilium.server.provision import Federation, open_federation, signer_fingerprint, utc_now

@@ -16,7 +16,7 @@ from consilium.common import soft_mask, wire
 from consilium.common.catalogue import open_catalogue
 from consilium.common.errors import AnswerFileError, DataError, ErrorCode, SettingsError, StateError, WireError
 from consilium.common.exchange import FRAME_BYTES, ExchangeFile, Header, reading, writing
-from consilium.common.signing import fingerprint
+from consilium.common.identity.signing import fingerprint
 from consilium.common.study import Study
 from consilium.server import labelled_set, questions
 from consilium.server.participants import Described

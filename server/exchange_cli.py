@@ -27,7 +27,7 @@ def export(
     Carry it to the site, whose command is `consilium-site answer`. It holds the shared images; nothing else in it is secret.
     """
     from consilium.common.catalogue import open_catalogue
-    from consilium.common.signing import fingerprint, load_signing_key
+    from consilium.common.identity.signing import fingerprint, load_signing_key
     from consilium.server import exchange
     from consilium.server.board import image_progress
     from consilium.server.run_folder import RunFolder

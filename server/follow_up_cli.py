@@ -18,7 +18,7 @@ def follow_up(
     Its student goes on from the first one's. Every site names its fine-tuned student as its teacher by a command of its own,
     and is asked, and consents, anew.
     """
-    from consilium.common.signing import load_signing_key
+    from consilium.common.identity.signing import load_signing_key
     from consilium.server import follow_up as making
     from consilium.server.run_folder import RunFolder
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
-from consilium.common.certificates import (
+from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.identity.certificates import (
     Authority,
     CertificateFacts,
     ServerCertificate,
@@ -35,11 +36,10 @@ from consilium.common.certificates import (
     make_authority,
     make_server_certificate,
 )
-from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.identity.key_files import private_folder
+from consilium.common.identity.signing import fingerprint, make_signing_key, public_key_of
 from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
-from consilium.common.key_files import private_folder
 from consilium.common.settings import load
-from consilium.common.signing import fingerprint, make_signing_key, public_key_of
 from consilium.server.disk import replace_private
 from consilium.server.federation_settings import FederationSettings
 from consilium.server.kit import kit_files, pack

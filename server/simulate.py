@@ -17,10 +17,10 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from consilium.common.errors import MachineError
-from consilium.common.node_keys import make_node_key, read_node_public_key
+from consilium.common.identity.node_keys import make_node_key, read_node_public_key
+from consilium.common.identity.signing import signing_key
 from consilium.common.processes import Child, ProcessGroup
 from consilium.common.settings import read_toml
-from consilium.common.signing import signing_key
 from consilium.common.study import RunConfig
 from consilium.server import follow_up
 from consilium.server.app import RUN_FOLDER_KEY, main

@@ -18,10 +18,10 @@ from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_i
 from consilium.common.datasets import label_folder, labelled, phantoms, reading, registry
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
+from consilium.common.identity.signing import signing_key
 from consilium.common.images import image_files, read_image
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.settings import Name, NameList, Settings
-from consilium.common.signing import signing_key
 from consilium.common.study import Study
 from consilium.common.training.settings import TrainingSettings
 from consilium.server import labelled_set

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from consilium.common.errors import StateError
-from consilium.common.node_keys import node_fingerprint, node_key_pem
+from consilium.common.identity.node_keys import node_fingerprint, node_key_pem
 from consilium.common.settings import Name, NameList, Settings
 from consilium.server.disk import replace_private
 

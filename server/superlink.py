@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from consilium.common.certificates import ServerCertificate
 from consilium.common.errors import MachineError
-from consilium.common.key_files import private_folder
+from consilium.common.identity.certificates import ServerCertificate
+from consilium.common.identity.key_files import private_folder
 from consilium.common.processes import Child, ProcessGroup, flower_environment, free_port
 from consilium.server import superlink_home
 from consilium.server.control import Control

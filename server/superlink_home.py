@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from consilium.common.certificates import ServerCertificate, make_authority, make_server_certificate
 from consilium.common.errors import MachineError, StateError
-from consilium.common.key_files import private_folder, write_private
+from consilium.common.identity.certificates import ServerCertificate, make_authority, make_server_certificate
+from consilium.common.identity.key_files import private_folder, write_private
 
 _PORT_FILE: Final = "port.json"
 _PORT_PATIENCE_S: Final = 8.0

@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 from consilium.clients import gateway_pb2 as pb
 from consilium.clients.gateway import from_protobuf, to_protobuf
 from consilium.clients.studies import _read_study
-from consilium.common import exchange, planes, sealing, signing, soft_mask, wire
+from consilium.common import exchange, planes, sealing, soft_mask, wire
 from consilium.common.catalogue import Manifest
 from consilium.common.errors import ConsiliumError, DataError, ErrorCode, WireError
+from consilium.common.identity import signing
 from consilium.common.joining import read_join
 from consilium.common.settings import to_toml
 from consilium.common.study import Study

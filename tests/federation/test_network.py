@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium.common.certificates import make_authority
+from consilium.common.identity.certificates import make_authority
 from consilium.common.processes import ProcessGroup
 from tests.federation_by_command import COORDINATOR, PORT, Federation
 from tests.network_of_machines import Network, why_not

@@ -11,9 +11,9 @@ import pytest
 import tomli_w
 
 from consilium.common.catalogue import SIGNATURE_DOMAIN
+from consilium.common.identity.signing import load_signing_key, public_key_of, sign
 from consilium.common.processes import Child, ProcessGroup, free_port
 from consilium.common.settings import read_toml
-from consilium.common.signing import load_signing_key, public_key_of, sign
 from consilium.server.run_folder import RunFolder
 from consilium.server.simulation import SimulatedStudy, site_home
 from tests.one_site import BIN, TINY, differing, one_site, simulate_quietly

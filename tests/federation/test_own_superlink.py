@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from consilium.common.certificates import make_authority, make_server_certificate
-from consilium.common.node_keys import make_node_key
+from consilium.common.identity.certificates import make_authority, make_server_certificate
+from consilium.common.identity.node_keys import make_node_key
 from consilium.common.processes import Child, ProcessGroup, flower_environment, free_port
 from consilium.common.settings import read_toml
 from consilium.common.study import to_run_config

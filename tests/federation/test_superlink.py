@@ -17,7 +17,7 @@ from flwr.common.config import parse_config_args
 
 from consilium.clients.supernode import SuperNode, SuperNodeSettings, supernode_command
 from consilium.common.errors import MachineError, SettingsError, StateError
-from consilium.common.node_keys import make_node_key, read_node_public_key
+from consilium.common.identity.node_keys import make_node_key, read_node_public_key
 from consilium.server.bundle import write_bundle
 from consilium.server.superlink import SuperLink
 
@@ -247,7 +247,7 @@ def test_nothing_outlives_a_killed_coordinator_and_its_home_takes_up_where_it_wa
     mark = uuid.uuid4().hex
     key = make_node_key(tmp_path / "node_key")
     script = (
-        "import time; from pathlib import Path; from consilium.common.node_keys import read_node_public_key\n"
+        "import time; from pathlib import Path; from consilium.common.identity.node_keys import read_node_public_key\n"
         "from consilium.server.superlink import SuperLink\n"
         f"link = SuperLink.start(Path({str(tmp_path / 'link')!r}))\n"
         f"link.control.register(read_node_public_key(Path({str(key)!r})), 'north')\n"

@@ -11,8 +11,8 @@ import pytest
 from consilium.common import catalogue
 from consilium.common.catalogue import CatalogueImage, Manifest, image_id
 from consilium.common.errors import DataError, ErrorCode, StateError, WireError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.packing import Packing
-from consilium.common.signing import make_signing_key
 
 
 def pixels(level: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from consilium.common.certificates import make_authority, make_server_certificate
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.identity.certificates import make_authority, make_server_certificate
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, host: str) -> None:

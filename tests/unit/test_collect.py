@@ -9,8 +9,8 @@ import pytest
 
 from consilium.common import catalogue, planes, wire
 from consilium.common.errors import ConsentError, ErrorCode, MachineError, StudyError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.settings import parse
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.common.validation import Validation
 from consilium.server.collect import Collector, Watched

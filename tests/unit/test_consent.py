@@ -16,10 +16,11 @@ from consilium.clients.consent import ConsentBook, State
 from consilium.clients.settings import SiteHome, load_site
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import signing, soft_mask
+from consilium.common import soft_mask
 from consilium.common.catalogue import CatalogueImage, build
 from consilium.common.datasets import labelled
 from consilium.common.errors import ConsentError, ErrorCode, SettingsError, StudyError, WireError
+from consilium.common.identity import signing
 from tests.federation_in_memory import SitesInMemory
 from tests.unit.test_labels import open_study
 from tests.unit.test_site import SIZE, Coordinator, echo, make_home, make_site

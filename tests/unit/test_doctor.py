@@ -18,8 +18,8 @@ from consilium.clients.doctor import judge
 from consilium.clients.gateway import is_healthy, is_taken, serve
 from consilium.clients.settings import load_site
 from consilium.common import checks
-from consilium.common.certificates import CertificateFacts, make_authority, make_server_certificate
 from consilium.common.checks import Finding, clocks_agree, is_well, report, secure_connection
+from consilium.common.identity.certificates import CertificateFacts, make_authority, make_server_certificate
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import save_student, student_card

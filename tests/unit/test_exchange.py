@@ -22,7 +22,7 @@ from consilium.clients import cli as site_cli
 from consilium.clients.consent import ConsentBook, State
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import signing, wire
+from consilium.common import wire
 from consilium.common.catalogue import CatalogueImage, build
 from consilium.common.datasets import labelled
 from consilium.common.errors import (
@@ -35,6 +35,7 @@ from consilium.common.errors import (
     WireError,
 )
 from consilium.common.exchange import MAGIC, Header, reading, writing
+from consilium.common.identity import signing
 from consilium.common.settings import parse
 from consilium.common.study import Study
 from consilium.server import cli, labelled_set, status

@@ -19,8 +19,8 @@ from consilium.clients.adopt import adopt
 from consilium.clients.audit import what_left
 from consilium.clients.settings import load_site
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.identity.signing import make_signing_key, signing_key
 from consilium.common.settings import parse, read_toml, to_toml
-from consilium.common.signing import make_signing_key, signing_key
 from consilium.server import follow_up
 from consilium.server.cli import app
 from consilium.server.report.tables import TUNED_NOTE

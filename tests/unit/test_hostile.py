@@ -27,9 +27,10 @@ from consilium.clients.consent import ConsentBook
 from consilium.clients.gateway import CODE_KEY, GatewayClient, serve, to_protobuf
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import planes, sealing, signing, wire
+from consilium.common import planes, sealing, wire
 from consilium.common.catalogue import SIGNATURE_DOMAIN, CatalogueImage, build
 from consilium.common.errors import ErrorCode, WireError
+from consilium.common.identity import signing
 from consilium.common.settings import to_toml
 from tests.unit.test_sealing import describe, sealed_study
 from tests.unit.test_site import SIZE, Coordinator, echo, label_data, make_home

@@ -13,8 +13,8 @@ from consilium.common.catalogue import Catalogue, CatalogueImage, build, open_ca
 from consilium.common.datasets import labelled
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import ConsiliumError, SettingsError, StateError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.settings import parse
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.server import labelled_set
 from consilium.server.cli import app

@@ -19,12 +19,12 @@ from consilium.common.catalogue import CatalogueImage, build, image_id
 from consilium.common.datasets import label_folder, labelled
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError, SettingsError, StudyError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.labels import positions, view
 from consilium.common.networks.build import build as build_network
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import load_student
 from consilium.common.settings import parse
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.common.training.fine_tune import fine_tune
 from consilium.common.training.settings import FineTuningSettings, TrainingSettings

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from consilium.common.errors import StateError
-from consilium.common.node_keys import make_node_key, read_node_public_key
+from consilium.common.identity.node_keys import make_node_key, read_node_public_key
 
 
 def test_a_node_key_is_a_p384_key_as_flower_reads_it(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from consilium.common import catalogue
 from consilium.common.catalogue import CatalogueImage
 from consilium.common.datasets import labelled
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import CARD_NAME, WEIGHTS_NAME, load_student, save_student, student_card
 from consilium.common.networks.weights import dump_weights
 from consilium.common.settings import parse
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.common.training.loop import Progress
 from consilium.server.cli import app

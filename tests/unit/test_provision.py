@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from consilium.clients.join import join, read_kit
 from consilium.clients.settings import SiteSettings, load_site
-from consilium.common.certificates import issued_by
 from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.identity.certificates import issued_by
+from consilium.common.identity.node_keys import make_node_key, node_fingerprint, node_key_pem
+from consilium.common.identity.signing import load_signing_key, public_key_of
 from consilium.common.joining import KIT_FILES, JoinRequest, read_join, write_join
-from consilium.common.node_keys import make_node_key, node_fingerprint, node_key_pem
 from consilium.common.settings import load, parse
-from consilium.common.signing import load_signing_key, public_key_of
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import changes
 from consilium.server.federation_settings import FederationSettings

@@ -20,10 +20,10 @@ from consilium.common.catalogue import CatalogueImage, build, image_id
 from consilium.common.datasets import labelled, phantoms
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import DataError
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.metrics import dice
 from consilium.common.networks.build import build as build_network
 from consilium.common.networks.student_files import save_student, student_card
-from consilium.common.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.common.wire import EvaluateReply, FineTuneReply
 from consilium.server.cli import app

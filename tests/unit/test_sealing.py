@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from consilium.clients.site import Site
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import sealing, signing, soft_mask, wire
+from consilium.common import sealing, soft_mask, wire
 from consilium.common.errors import ErrorCode, StateError, WireError
+from consilium.common.identity import signing
 from consilium.server.run_folder import RunFolder
 from consilium.server.seals import Seals, offer_key
 from tests.unit.test_site import SIZE, Coordinator, echo, make_home

@@ -7,7 +7,7 @@ import pytest
 
 from consilium.common import catalogue
 from consilium.common.catalogue import CatalogueImage
-from consilium.common.signing import make_signing_key
+from consilium.common.identity.signing import make_signing_key
 from consilium.common.study import Study
 from consilium.server.exclusion import Reason
 from consilium.server.ledger import Ledger, Opinion

@@ -8,9 +8,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.common.certificates import make_authority
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.signing import fingerprint, load_signing_key, make_signing_key, public_key_of, sign, verify
+from consilium.common.identity.certificates import make_authority
+from consilium.common.identity.signing import (
+    fingerprint,
+    load_signing_key,
+    make_signing_key,
+    public_key_of,
+    sign,
+    verify,
+)
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = public_key_of(KEY)

@@ -21,10 +21,11 @@ from consilium.clients.settings import SiteHome, SiteSettings
 from consilium.clients.site import Site, temperature_of
 from consilium.clients.teachers import geometry
 from consilium.clients.teachers.module import ModuleTeacher
-from consilium.common import metrics, planes, signing, soft_mask, wire
+from consilium.common import metrics, planes, soft_mask, wire
 from consilium.common.catalogue import Catalogue, CatalogueImage, build, image_id
 from consilium.common.datasets import labelled
 from consilium.common.errors import PUBLIC_TEXT, DataError, ErrorCode, StateError, WireError
+from consilium.common.identity import signing
 from consilium.common.networks.build import build as build_network
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import dump_weights, load_student, student_card

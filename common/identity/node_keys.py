@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium.common.errors import StateError
-from consilium.common.key_files import private_folder, refuse_existing, write_private
-from consilium.common.signing import fingerprint, in_domain
+from consilium.common.identity.key_files import private_folder, refuse_existing, write_private
+from consilium.common.identity.signing import fingerprint, in_domain
 
 NODE_KEY_HELP: Final = "a node key is an EC P-384 key; make one with `consilium-site join`"
 

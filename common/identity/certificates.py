@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from consilium.common.errors import SettingsError, StateError
-from consilium.common.key_files import private_folder, private_pem, refuse_existing, write_private
-from consilium.common.signing import fingerprint
+from consilium.common.identity.key_files import private_folder, private_pem, refuse_existing, write_private
+from consilium.common.identity.signing import fingerprint
 
 _CLOCK_SKEW: Final = datetime.timedelta(minutes=5)
 _AUTHORITY_DAYS: Final = 3650

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.key_files import private_folder, private_pem, write_private
+from consilium.common.identity.key_files import private_folder, private_pem, write_private
 
 
 def make_signing_key(path: Path) -> Ed25519PrivateKey:

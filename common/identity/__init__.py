@@ -1,0 +1,1 @@
+"""Who is who: keys, certificates and signatures, each kind of key with a module of its own."""
