@@ -241,7 +241,8 @@ class Ablator:
         before = self.student(scenario, seed, recipe.first) if recipe.follow_up else None
         network = before.start if before else self.network(seed, recipe)
         student = recipe.student.model_copy(update={"network": network})
-        return stages.distil(self.store, data, fusion.pseudo, student, seed=seed, kept=kept, agreement=fusion.agreement)
+        own = stages.seed_of(seed, f"student {recipe.student_seed}") if recipe.student_seed else seed
+        return stages.distil(self.store, data, fusion.pseudo, student, seed=own, kept=kept, agreement=fusion.agreement)
 
     def network(self, seed: int, recipe: Recipe) -> NetworkSettings:
         """The student's network, with what it begins with."""

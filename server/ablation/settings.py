@@ -71,6 +71,9 @@ class StepSettings(Settings):
         None,
         description="a second study, that goes on from the first one's student: the sites train that, and answer with it",
     )
+    student_seed: int | None = Field(
+        None, ge=0, description="not 0: the last student of all is trained with another seed; what chance alone does to it"
+    )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")
 
@@ -87,12 +90,13 @@ class Recipe(Settings):
     pretraining: PretrainingSettings | None = None
     head_start: SiteTrainingSettings | None = None
     follow_up: SiteTrainingSettings | None = None
+    student_seed: int = 0
     transferal: NameList
 
     @property
     def first(self) -> Self:
         """The study that a follow-up follows."""
-        return self.model_copy(update={"follow_up": None})
+        return self.model_copy(update={"follow_up": None, "student_seed": 0})
 
     def at_sites(self, said: SiteTrainingSettings) -> TrainingSettings:
         """Give the whole of a training at the sites."""

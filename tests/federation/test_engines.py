@@ -1,6 +1,7 @@
 """The same study on every engine: real SuperLink, SuperNodes, TLS and gateways; Flower's simulation; one process."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def test_a_study_leaves_everything_the_run_folder_promises(inline: Path) -> None
 def test_every_engine_gives_the_same_bytes(engine: str, inline: Path, tmp_path: Path) -> None:
     if engine == "ray":
         pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    for site in CONSENSUS["sites"]:  # trained before any engine starts, always by the same command
+        shutil.copytree(inline / "sites" / site / "teacher", tmp_path / "run" / "sites" / site / "teacher")
     metrics = run(tmp_path / "run", engine, onnx=engine == "processes")
     assert (tmp_path / "run" / "student" / "student.onnx").exists() == (engine == "processes")
     for name in FACTS:

@@ -76,6 +76,20 @@ def test_with_a_head_start_sites_answer_with_what_they_made_of_the_pretrained_ne
     ]  # fmt: skip
 
 
+def test_another_seed_of_the_student_changes_the_last_student_alone(tmp_path: Path) -> None:
+    follow_up = {"image-budget": 8, "learning-rate": 1e-3}
+    steps = [*document()["step"], {"name": "second", "follow-up": follow_up}, {"name": "again", "student-seed": 1}]
+    settings = settings_of(tmp_path, step=steps, consensus="second")
+    work, scenario = Ablator(settings, Store(tmp_path / "store")), settings.scenario[0]
+    second, again = settings.recipe("second"), settings.recipe("again")
+    assert again.model_copy(update={"student_seed": 0}) == second
+    assert work.student(scenario, 0, again.first) == work.student(scenario, 0, second.first)
+    assert work.answering(scenario, 0, again) == work.answering(scenario, 0, second)
+    one, other = work.student(scenario, 0, second), work.student(scenario, 0, again)
+    assert one and other
+    assert one.artefact.digest != other.artefact.digest
+
+
 def test_a_step_may_be_a_stack_fitted_on_the_coordinators_images(tmp_path: Path) -> None:
     steps = [*document()["step"], {"name": "stack", "fusion": {"method": "stack"}, "distil": False}]
     settings = settings_of(tmp_path, step=steps, consensus="consensus", split={"labelled": 0.2})
