@@ -10,7 +10,6 @@ The private key is needed to decide, not to answer: it may be kept away from the
 
 import json
 import logging
-import threading
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -20,6 +19,7 @@ from typing import Annotated, Final, Literal
 from pydantic import StringConstraints, ValidationError
 
 from consilium.common.errors import ErrorCode, StateError, WireError
+from consilium.common.files import write_whole
 from consilium.common.identity import signing
 from consilium.common.identity.key_files import private_folder
 from consilium.common.settings import Name, Settings
@@ -104,8 +104,8 @@ class ConsentBook:
             "signature": signing.sign(key, DOMAIN, consent.to_bytes()).hex(),
         }
         private_folder(self._folder)
-        _replace(self._public, (public.hex() + "\n").encode())
-        _replace(self._page(study), (json.dumps(kept, indent=2) + "\n").encode())
+        write_whole(self._public, (public.hex() + "\n").encode())
+        write_whole(self._page(study), (json.dumps(kept, indent=2) + "\n").encode())
         return consent, public
 
     def read(self, study: Envelope) -> Consent | None:
@@ -158,9 +158,3 @@ class ConsentBook:
 
     def _page(self, study: Envelope) -> Path:
         return self._folder / f"{study.study}-{study.catalogue[:12]}.json"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{threading.get_native_id()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

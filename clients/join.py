@@ -22,8 +22,9 @@ from typing import Final
 from consilium.clients.policy import Policy
 from consilium.clients.settings import ConnectionSettings, SiteSettings, load_site
 from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.files import write_whole
 from consilium.common.identity.certificates import certificate_facts
-from consilium.common.identity.key_files import private_folder, write_private
+from consilium.common.identity.key_files import private_folder
 from consilium.common.identity.node_keys import make_node_key
 from consilium.common.joining import (
     AUTHORITY,
@@ -235,8 +236,7 @@ def _lay_out(kit: Kit, folder: Path, stamp: str, *, force: bool) -> tuple[str, .
         content = kit.files[name] if name == AUTHORITY else text.encode()
         if path.exists() and path.read_bytes() != content and name != "README.md":
             _put_aside(path, stamp)
-        path.unlink(missing_ok=True)
-        write_private(path, content)
+        write_whole(path, content, 0o600)
     return tuple(_what_they_lack(kit, folder)) if kept else ()
 
 
@@ -253,8 +253,7 @@ def _what_they_lack(kit: Kit, folder: Path) -> Iterator[str]:
 
 def _put_beside(kit: Kit, folder: Path, name: str) -> str:
     beside = folder / f"{Path(name).stem}.kit.toml"
-    beside.unlink(missing_ok=True)
-    write_private(beside, kit.files[name])
+    write_whole(beside, kit.files[name], 0o600)
     return beside.name
 
 

@@ -29,6 +29,7 @@ from consilium.clients.teachers.opening import clip
 from consilium.common import labels, metrics, sealing, soft_mask, wire
 from consilium.common.datasets import labelled
 from consilium.common.errors import DataError, ErrorCode, WireError
+from consilium.common.files import write_text
 from consilium.common.identity.key_files import private_folder
 from consilium.common.identity.signing import public_key_of, signing_key
 from consilium.common.labels import LabelView
@@ -402,9 +403,7 @@ class Site:
             on_step=lambda _progress: self._go_on(),
         )
         save_student(folder, student, card | {"fine_tuned": tuned.facts()})
-        partial = folder / f"{FINE_TUNED}.partial"
-        partial.write_text(json.dumps(tuned.facts()), "utf-8")
-        partial.replace(folder / FINE_TUNED)
+        write_text(folder / FINE_TUNED, json.dumps(tuned.facts()))
         shutil.rmtree(folder / "training", ignore_errors=True)
 
 

@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from consilium.clients.settings import SiteSettings
 from consilium.common.errors import SettingsError
+from consilium.common.files import write_whole
 from consilium.common.settings import read_toml, toml_of
 
 TEACHER: Final = "teacher"
@@ -35,20 +37,16 @@ def write(path: Path, changed: str, teacher: Mapping[str, Any], by_hand: str, fo
     SettingsError
         If the new text means anything else; the file is unchanged then.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
         wanted = SiteSettings.model_validate(read_toml(path) | {TEACHER: dict(teacher)})
         found = SiteSettings.model_validate(toml_of(changed))
         if found.model_dump() != wanted.model_dump():
             raise ValueError("it would change more")
-        partial.write_text(changed, "utf-8")
-        partial.chmod(path.stat().st_mode)
-        if former is not None:
-            shutil.copy2(path, former)
-        partial.replace(path)
     except (SettingsError, ValueError) as error:
-        partial.unlink(missing_ok=True)
         raise SettingsError(f"{path}: {by_hand} ({error})") from None
+    if former is not None:
+        shutil.copy2(path, former)
+    write_whole(path, changed.encode(), stat.S_IMODE(path.stat().st_mode))
 
 
 def with_temperature(text: str, value: float) -> str:

@@ -20,6 +20,7 @@ from consilium.clients.settings import SiteHome, SiteSettings
 from consilium.common import sealing
 from consilium.common.catalogue import SIGNATURE_DOMAIN, Manifest
 from consilium.common.errors import ErrorCode, WireError
+from consilium.common.files import write_whole
 from consilium.common.identity import signing
 from consilium.common.identity.key_files import private_folder
 from consilium.common.settings import toml_of
@@ -234,6 +235,4 @@ def _write(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{threading.get_native_id()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_whole(path, content)

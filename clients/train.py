@@ -15,6 +15,7 @@ from consilium.clients.teachers import geometry
 from consilium.common import metrics
 from consilium.common.datasets import label_folder, labelled
 from consilium.common.errors import DataError, StateError
+from consilium.common.files import write_text
 from consilium.common.identity.key_files import private_folder
 from consilium.common.networks.build import build
 from consilium.common.networks.student_files import CARD_NAME, load_student, save_student, student_card
@@ -79,9 +80,7 @@ def train_teacher(home: SiteHome, on_step: Callable[[Progress], None] | None = N
     } | _validated(home, module, kept_out)
     card = student_card(teacher.network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(home.teacher, module, card | result)
-    partial = home.teacher / f"{TRAINED}.partial"
-    partial.write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
-    partial.replace(home.teacher / TRAINED)
+    write_text(home.teacher / TRAINED, json.dumps(result | {"settings": teacher_digest(home.settings)}))
     shutil.rmtree(home.teacher / "training", ignore_errors=True)
     return result
 
@@ -153,7 +152,7 @@ def fine_tune_teacher(
     } | _validated(home, module, kept_out)
     fresh = student_card(teacher.network, teacher.channels, len(home.settings.labels), teacher.size)
     save_student(target, module, fresh | result | {"fine-tuned": tuned.facts()})
-    (target / TRAINED).write_text(json.dumps(result | {"settings": teacher_digest(home.settings)}), "utf-8")
+    write_text(target / TRAINED, json.dumps(result | {"settings": teacher_digest(home.settings)}))
     shutil.rmtree(target / "training", ignore_errors=True)
     return tuned
 

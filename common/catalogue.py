@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from consilium.common import packing
 from consilium.common.errors import DataError, ErrorCode, SettingsError, StateError, WireError
+from consilium.common.files import replacing, write_whole
 from consilium.common.identity import signing
 from consilium.common.parallel import in_order
 from consilium.common.settings import Name, Settings
@@ -282,13 +283,11 @@ def _version(entries: Sequence[Entry]) -> Literal[1, 2, 3]:
 
 def _finish(folder: Path, manifest: Manifest, key: Ed25519PrivateKey, sources: Iterable[tuple[str, str]]) -> None:
     data = manifest.to_bytes()
-    (folder / "signature.bin").write_bytes(signing.sign(key, SIGNATURE_DOMAIN, data))
-    (folder / "signer.pub").write_bytes(signing.public_key_of(key))
-    with (folder / "sources.csv").open("w", newline="", encoding="utf-8") as table:
+    write_whole(folder / "signature.bin", signing.sign(key, SIGNATURE_DOMAIN, data))
+    write_whole(folder / "signer.pub", signing.public_key_of(key))
+    with replacing(folder / "sources.csv") as partial, partial.open("w", newline="", encoding="utf-8") as table:
         csv.writer(table).writerows([("id", "source"), *sources])
-    partial = folder / "manifest.json.partial"  # last and at once: a folder with a manifest is whole
-    partial.write_bytes(data)
-    partial.replace(folder / "manifest.json")
+    write_whole(folder / "manifest.json", data)  # last: a folder with a manifest is whole
 
 
 def open_catalogue(folder: Path) -> Catalogue:

@@ -6,7 +6,7 @@ While a catalogue is built its folder holds two more files::
     building.ids    one line an image done, in the order of the plan: the SHA-256 of its canonical pixels
 
 What was packed before is believed only where its bytes have the hash that stands in ``building.ids``; so neither a killed
-process nor a power cut can leave a wrong pixel, and nothing has to wait for the disk.
+process nor a power cut can leave a wrong pixel, and no image has to wait for the disk.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from consilium.common.errors import MachineError, StateError
+from consilium.common.files import write_text
 
 Plan = Mapping[str, Any]
 """``name``, ``shape`` and ``images``: a list of [source, stamp, group, role, collection]."""
@@ -51,7 +52,7 @@ class Packing:
             require_same_plan(folder, plan)
         else:
             (folder / "building.ids").unlink(missing_ok=True)
-            _write_at_once(folder / "building.json", json.dumps(plan).encode())
+            write_text(folder / "building.json", json.dumps(plan))
         self.ids, packed = _done_before(folder, image_bytes)
         self._known: Final = set(self.ids)
         self._pixels: Final = (folder / "pixels.u8").open("ab")
@@ -160,9 +161,3 @@ def _done_before(folder: Path, image_bytes: int) -> tuple[list[str], int]:
             known.add(name)
             ids.append(name)
     return ids, len(known) * image_bytes
-
-
-def _write_at_once(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -1,10 +1,7 @@
-"""The coordinator's disk: files written whole, and its faults in words, whatever library ran into them."""
+"""Faults of the coordinator's disk in words, whatever library ran into them."""
 
 import errno
-import os
 import re
-from pathlib import Path
-from secrets import token_hex
 from typing import Final
 
 from consilium.common.errors import ConsiliumError, MachineError
@@ -13,24 +10,6 @@ _FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
 _NUMPY_STOPPED: Final = re.compile(r"\d+ requested and \d+ written")
 """What numpy says of a full disk, without an error number."""
 GO_ON: Final = "make room, then start the study again: it goes on where it was"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole, at once: a reader, and a process killed now, sees the old text or the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
-
-
-def replace_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 in one step: a reader sees the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def in_words(error: Exception) -> ConsiliumError | None:

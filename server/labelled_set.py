@@ -15,8 +15,8 @@ from consilium.common.catalogue import Catalogue, CatalogueImage, image_id
 from consilium.common.datasets import labelled
 from consilium.common.datasets.labelled import Labelled
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.files import write_text
 from consilium.common.study import Study
-from consilium.server.disk import write_text
 from consilium.server.run_folder import RunFolder
 from consilium.server.transferal_sets import stamp
 

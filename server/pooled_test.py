@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from consilium.common.evaluation.folders import Truths
 from consilium.common.evaluation.rows import to_csv
+from consilium.common.files import write_text
 from consilium.common.metrics import dice, score
 from consilium.common.soft_mask import SoftMasks
 from consilium.server import pooled_evaluation
 from consilium.server.collect import Watched
-from consilium.server.disk import write_text
 from consilium.server.participants import Participants
 from consilium.server.pooled_evaluation import Scored
 from consilium.server.run_folder import MaskFile, RunFolder

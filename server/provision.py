@@ -27,6 +27,7 @@ from secrets import token_hex
 from typing import Final
 
 from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.files import write_whole
 from consilium.common.identity.certificates import (
     Authority,
     CertificateFacts,
@@ -40,7 +41,6 @@ from consilium.common.identity.key_files import private_folder
 from consilium.common.identity.signing import fingerprint, make_signing_key, public_key_of
 from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
 from consilium.common.settings import load
-from consilium.server.disk import replace_private
 from consilium.server.federation_settings import FederationSettings
 from consilium.server.kit import kit_files, pack
 from consilium.server.site_records import SiteRecord, load_record, save_record
@@ -317,7 +317,7 @@ class Federation:
         packed = pack(kit_files(facts, record.labels, self.certificates.authority.read_bytes()), int(now.timestamp()))
         self._write(invited)
         private_folder(self.folder / "kits")
-        replace_private(self.kit(record.name), packed)
+        write_whole(self.kit(record.name), packed, 0o600)
         return self.kit(record.name)
 
     def _certify(self, folder: Path) -> None:

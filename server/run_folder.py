@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.common.errors import MachineError, StateError
+from consilium.common.files import write_text
 from consilium.common.settings import load, to_toml
 from consilium.common.soft_mask import Shape, SoftMasks
 from consilium.common.study import Study
-from consilium.server.disk import GO_ON, write_text
+from consilium.server.disk import GO_ON
 
 LOCK: Final = "lock"
 SIMULATION_LOCK: Final = "simulation.lock"

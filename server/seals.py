@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consilium.common import sealing
 from consilium.common.errors import ErrorCode, StateError, WireError
+from consilium.common.files import write_text
 from consilium.common.identity.signing import fingerprint
 from consilium.common.wire import PredictReply
-from consilium.server.disk import write_text
 from consilium.server.run_folder import RunFolder
 
 

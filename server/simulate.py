@@ -17,6 +17,7 @@ from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from consilium.common.errors import MachineError
+from consilium.common.files import write_text
 from consilium.common.identity.node_keys import make_node_key, read_node_public_key
 from consilium.common.identity.signing import signing_key
 from consilium.common.processes import Child, ProcessGroup
@@ -124,7 +125,7 @@ def _run(
     metrics: dict[str, Any] = json.loads(run.metrics.read_text("utf-8"))
     metrics["peak_rss_mb"] = round(memory.peak_mb, 1)
     metrics["seconds"] = {**{part: round(spent, 3) for part, spent in seconds.items()}, **metrics["seconds"]}
-    run.metrics.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+    write_text(run.metrics, json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 

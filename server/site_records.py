@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from consilium.common.errors import StateError
+from consilium.common.files import write_whole
 from consilium.common.identity.node_keys import node_fingerprint, node_key_pem
 from consilium.common.settings import Name, NameList, Settings
-from consilium.server.disk import replace_private
 
 
 class SiteRecord(Settings):
@@ -71,4 +71,4 @@ def load_record(path: Path) -> SiteRecord:
 def save_record(path: Path, record: SiteRecord) -> None:
     """Write a site's record, in one step."""
     text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2) + "\n"
-    replace_private(path, text.encode())
+    write_whole(path, text.encode(), 0o600)

@@ -19,12 +19,12 @@ from consilium.common.catalogue import Catalogue
 from consilium.common.datasets import labelled
 from consilium.common.errors import StudyError, WireError
 from consilium.common.evaluation.folders import Truths
+from consilium.common.files import write_text
 from consilium.common.soft_mask import SoftMasks
 from consilium.common.study import Study
 from consilium.common.wire import Score
 from consilium.server import agreement, labelled_set
 from consilium.server.collect import Collector, Watched
-from consilium.server.disk import write_text
 from consilium.server.inquiry import Inquiry, Post
 from consilium.server.introduction import Introduction
 from consilium.server.ledger import Ledger

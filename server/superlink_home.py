@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from consilium.common.errors import MachineError, StateError
+from consilium.common.files import write_text
 from consilium.common.identity.certificates import ServerCertificate, make_authority, make_server_certificate
 from consilium.common.identity.key_files import private_folder, write_private
 
@@ -60,9 +61,7 @@ def remembered_port(home: Path) -> int:
 
 def remember_port(home: Path, port: int) -> None:
     """Keep the port for the next start: sites have it in their settings."""
-    temporary = home / f"{_PORT_FILE}.new"
-    temporary.write_text(json.dumps({"port": port}))
-    temporary.replace(home / _PORT_FILE)
+    write_text(home / _PORT_FILE, json.dumps({"port": port}))
 
 
 def wait_for_port(host: str, port: int, home: Path) -> None:

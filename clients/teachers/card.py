@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from consilium.clients.settings import SiteHome
 from consilium.common import validation
+from consilium.common.files import write_whole
 
 LOG: Final = logging.getLogger(__name__)
 NAME: Final = "card.json"
@@ -31,10 +32,9 @@ def fingerprint(home: SiteHome) -> str:
 
 def keep(folder: Path, card: Mapping[str, Any]) -> Path:
     """Write a card, readable by this user only; the file is replaced whole."""
-    partial = folder / f"{NAME}.partial"
-    partial.touch(0o600)
-    partial.write_text(json.dumps(dict(card), indent=2, sort_keys=True) + "\n", "utf-8")
-    return partial.replace(folder / NAME)
+    path = folder / NAME
+    write_whole(path, (json.dumps(dict(card), indent=2, sort_keys=True) + "\n").encode(), 0o600)
+    return path
 
 
 def summary(home: SiteHome) -> dict[str, object]:

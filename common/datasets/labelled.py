@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.common.errors import DataError, StateError
+from consilium.common.files import replacing
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ def pack(folder: Path, data: Labelled) -> Labelled:
     (folder / "index.csv").unlink(missing_ok=True)
     np.save(folder / "images.npy", data.images)
     np.save(folder / "masks.npy", data.masks)
-    partial = folder / "index.csv.partial"  # last and at once: a folder with an index is whole
-    with partial.open("w", newline="", encoding="utf-8") as table:
+    with (
+        replacing(folder / "index.csv") as partial,  # last and at once: a folder with an index is whole
+        partial.open("w", newline="", encoding="utf-8") as table,
+    ):
         csv.writer(table).writerows([("source", "group"), *zip(data.sources, data.groups, strict=True)])
-    partial.replace(folder / "index.csv")
     return open_packed(folder)
 
 

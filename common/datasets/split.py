@@ -18,6 +18,7 @@ from consilium.common.datasets import near_duplicates
 from consilium.common.datasets.cases import Case
 from consilium.common.datasets.layout import rows_of, shown
 from consilium.common.errors import DataError, SettingsError, StateError
+from consilium.common.files import write_whole
 
 COLUMNS: Final = ("source", "group", "kind", "part")
 
@@ -167,9 +168,7 @@ def write(table: Path, held: Sequence[Row], *, force: bool = False) -> bool:
                 "another folder with --out"
             )
     table.parent.mkdir(parents=True, exist_ok=True)
-    partial = table.with_name(f"{table.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(table)
+    write_whole(table, data)
     return True
 
 

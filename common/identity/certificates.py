@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from consilium.common.errors import SettingsError, StateError
+from consilium.common.files import write_whole
 from consilium.common.identity.key_files import private_folder, private_pem, refuse_existing, write_private
 from consilium.common.identity.signing import fingerprint
 
@@ -74,7 +75,7 @@ def make_authority(folder: Path, name: str) -> Authority:
         .sign(key, hashes.SHA384())
     )
     write_private(authority.key, private_pem(key))
-    authority.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    write_whole(authority.certificate, certificate.public_bytes(serialization.Encoding.PEM))
     return authority
 
 
@@ -125,7 +126,7 @@ def make_server_certificate(
         .sign(issuer_key, hashes.SHA384())
     )
     write_private(result.key, private_pem(key))
-    result.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    write_whole(result.certificate, certificate.public_bytes(serialization.Encoding.PEM))
     return result
 
 

@@ -1,10 +1,9 @@
-"""Keys on disk: a private key is written once, readable by its owner only, and never overwritten.
+"""Keys on disk: a private key is written once and whole, readable by its owner only, and never overwritten.
 
 A key that is replaced by accident locks its owner out without a word. Four kinds are kept so, each for one purpose: those
 of `certificates`, `node_keys` and `signing`, and a study's key, to which answers are sealed (`sealing`).
 """
 
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consilium.common.errors import StateError
+from consilium.common.files import create_whole
 
 
 def private_folder(folder: Path) -> Path:
@@ -23,23 +23,23 @@ def private_folder(folder: Path) -> Path:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write ``content`` to a new file that only its owner can read (mode 0600).
+    """Write ``content`` whole to a new file that only its owner can read (mode 0600).
 
     Raises
     ------
     StateError
-        If the file exists.
+        If the file exists, be it that another process made it just now.
     """
-    refuse_existing(path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    try:
+        create_whole(path, content, 0o600)
+    except FileExistsError:
+        raise _exists(path) from None
 
 
 def refuse_existing(path: Path) -> None:
     """Refuse to go on where a key or certificate lies already: `StateError`."""
     if path.exists():
-        raise StateError(f"a key or certificate is never overwritten; {path} exists: move it away first")
+        raise _exists(path)
 
 
 def private_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey | X25519PrivateKey) -> bytes:
@@ -47,3 +47,7 @@ def private_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey | X25519Private
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _exists(path: Path) -> StateError:
+    return StateError(f"a key or certificate is never overwritten; {path} exists: move it away first")

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium.common.errors import StateError
+from consilium.common.files import write_whole
 from consilium.common.identity.key_files import private_folder, refuse_existing, write_private
 from consilium.common.identity.signing import fingerprint, in_domain
 
@@ -46,7 +47,7 @@ def make_node_key(path: Path) -> Path:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     write_private(path, private)
-    public_path.write_bytes(public + b"\n")
+    write_whole(public_path, public + b"\n")
     return public_path
 
 

@@ -6,8 +6,6 @@ Every signature is for one domain, which says what it means (`in_domain`).
 import base64
 import contextlib
 import hashlib
-import os
-import threading
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -52,11 +50,8 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
 def signing_key(path: Path) -> Ed25519PrivateKey:
     """Load the signing key at ``path``, made at first use, whichever process is first; see `load_signing_key`."""
     if not path.exists():
-        partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
-        make_signing_key(partial)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            os.link(partial, path)
-        partial.unlink()
+        with contextlib.suppress(StateError):  # another process was faster
+            make_signing_key(path)
     return load_signing_key(path)
 
 

@@ -5,9 +5,8 @@ its writer adds. Images enter every form of the student as ``x / 255`` (`consili
 """
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from consilium.common.errors import DataError
+from consilium.common.files import replacing, write_whole
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.weights import dump_weights, load_weights
@@ -65,9 +65,8 @@ def save_student(folder: Path, module: nn.Module, card: Mapping[str, Any]) -> No
             f"a student's card has architecture, in_channels, classes and size; {', '.join(lacking)} missing"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dump_weights(module)
-    _replace(folder / WEIGHTS_NAME, lambda path: _write(path, weights))
-    _replace(folder / CARD_NAME, lambda path: _write(path, json.dumps(dict(card), indent=2, sort_keys=True).encode()))
+    write_whole(folder / WEIGHTS_NAME, dump_weights(module))
+    write_whole(folder / CARD_NAME, json.dumps(dict(card), indent=2, sort_keys=True).encode())
 
 
 def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -140,7 +139,8 @@ def export_onnx(module: nn.Module, path: Path, in_channels: int, size: int) -> N
         module.train(was_training)
     if program is None:  # never, with dynamo; the signature also covers the older exporter
         raise DataError("torch.onnx gave no program")
-    _replace(path, lambda temporary: program.save(temporary, external_data=False))
+    with replacing(path) as partial:
+        program.save(partial, external_data=False)
 
 
 def onnx_predict(
@@ -185,16 +185,3 @@ class _WithSigmoid(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.sigmoid(self.module(images))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)

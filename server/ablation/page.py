@@ -6,12 +6,12 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from consilium.common.files import write_text
 from consilium.server.ablation.figure import ladder, standalone
 from consilium.server.ablation.rows import Row
 from consilium.server.ablation.run import Ablator
 from consilium.server.ablation.tables import all_tables
 from consilium.server.ablation.targets import targets
-from consilium.server.disk import write_text
 from consilium.server.experiment import render
 from consilium.server.experiment.page import write_tables
 from consilium.server.experiment.render import Table

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from consilium.common.datasets.labelled import Labelled
+from consilium.common.files import write_text
 from consilium.common.soft_mask import SoftMasks, quantise
 from consilium.common.temperature import LOGITS_CLIP, temper
 from consilium.common.training.predict import predict
@@ -21,7 +22,6 @@ from consilium.common.training.settings import TrainingSettings
 from consilium.common.validation import Validation, measure
 from consilium.common.views import Views, look
 from consilium.server.ablation.settings import SiteSettings
-from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet
 from consilium.server.experiment.stages import Masks, Model

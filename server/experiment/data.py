@@ -17,7 +17,7 @@ from consilium.common.datasets.cases import Case
 from consilium.common.datasets.labelled import Labelled, pack
 from consilium.common.datasets.reading import read, read_images
 from consilium.common.errors import DataError, SettingsError
-from consilium.server.disk import write_text
+from consilium.common.files import write_text
 from consilium.server.experiment.settings import PHANTOMS, DataSettings
 from consilium.server.experiment.store import Store, digest_of
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rich.console import Group
 from rich.text import Text
 
-from consilium.server.disk import write_text
+from consilium.common.files import write_text
 from consilium.server.experiment import render
 from consilium.server.experiment.figures import entropy_histograms, exclusion_examples
 from consilium.server.experiment.form import COUNTERPARTS, Counterpart, Form

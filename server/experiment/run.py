@@ -16,9 +16,9 @@ import numpy.typing as npt
 from rich.console import Console
 
 from consilium.common.errors import DataError
+from consilium.common.files import write_text
 from consilium.common.metrics import score
 from consilium.common.wire import Score
-from consilium.server.disk import write_text
 from consilium.server.experiment import stages
 from consilium.server.experiment.data import DataSet, labelled_few, prepare
 from consilium.server.experiment.grid import Cell, CountCell, ScratchCell, StudentCell, TeacherCell, cells

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from consilium.common.errors import StateError
-from consilium.server.disk import write_text
+from consilium.common.files import write_text
 
 FACTS_NAME: Final = "facts.json"
 

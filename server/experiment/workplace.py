@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import BaseModel
 from rich.console import Console
 
-from consilium.server.disk import write_text
+from consilium.common.files import write_text
 from consilium.server.experiment.display import Display
 from consilium.server.experiment.store import Store, alone_in
 

@@ -4,7 +4,7 @@ import json
 import time
 from typing import Final
 
-from consilium.server.disk import write_text
+from consilium.common.files import write_text
 from consilium.server.report.metrics import metrics
 from consilium.server.report.page import render
 from consilium.server.study_run import StudyRun
