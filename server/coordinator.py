@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from consilium.common.errors import MachineError, SettingsError, StateError
@@ -91,7 +92,7 @@ def serve(federation: Federation, ending: threading.Event, tell: Tell, clock: Ca
         watch.look(clock())
         tell(watch.summary(clock()))
         while not ending.wait(LOOK_EVERY_S):
-            link.revive()
+            watch.keep_up(clock())
             watch.look(clock())
         link.retire()
     tell(f"{federation.settings.name}: the coordinator has stopped")
@@ -121,21 +122,40 @@ def attach(federation: Federation) -> Iterator[Control]:
 
 
 class _Watch:
-    """Keeps the SuperLink's register as the folder has it, and tells who comes and goes."""
+    """Keeps the SuperLink up, with certificate and register as the folder has them, and tells who comes and goes."""
 
     def __init__(self, federation: Federation, link: SuperLink, tell: Tell) -> None:
         self._federation = federation
         self._link = link
         self._tell = tell
         self._online: set[str] = set()
-        self._certificate = _content(federation.certificates)
+        self._pair = _content(federation.certificates)
+        self._is_whole = True
         self._damage = ""
+
+    def keep_up(self, now: datetime) -> None:
+        """Start again what ended, and the SuperLink when there is a new certificate.
+
+        While the key in the folder is not the certificate's it goes on with those it has read, and is not started again.
+        """
+        pair = _content(self._federation.certificates)
+        if pair != self._pair:
+            self._pair = pair
+            self._is_whole = self._federation.has_server_key()
+            try:
+                self._federation.require_valid_certificates(now)
+            except StateError as error:
+                LOG.warning("%s", error)
+            else:
+                self._link.restart()
+                self._tell(
+                    f"the new certificate is in use, valid until {self._federation.server_facts().ends:%Y-%m-%d}"
+                )
+        if self._is_whole:
+            self._link.revive()
 
     def look(self, now: datetime) -> None:
         """Compare once; a SuperLink that is just being revived, or a record that is damaged, waits for the next time."""
-        if self._has_new_certificate(now):
-            self._link.restart()
-            self._tell(f"the new certificate is in use, valid until {self._federation.server_facts().ends:%Y-%m-%d}")
         try:
             nodes = self._link.control.nodes()
             todo = changes(self._federation.records(), nodes, now)
@@ -165,18 +185,6 @@ class _Watch:
             + soon * (server.days_left(now) < _RENEW_SOON_DAYS)
         )
 
-    def _has_new_certificate(self, now: datetime) -> bool:
-        try:
-            content = _content(self._federation.certificates)
-            if content == self._certificate:
-                return False
-            self._certificate = content
-            self._federation.require_valid_certificates(now)
-        except StateError as error:
-            LOG.warning("%s", error)
-            return False
-        return True
-
     def _tell_who(self, nodes: Sequence[RegisteredNode]) -> None:
         online = {node.name for node in nodes if node.online}
         for name in sorted(online - self._online):
@@ -186,8 +194,13 @@ class _Watch:
         self._online = online
 
 
-def _content(certificates: ServerCertificate) -> bytes:
+def _content(certificates: ServerCertificate) -> tuple[bytes, ...]:
+    """Of certificate and key; what can not be read counts as empty."""
+    return tuple(_read(path) for path in (certificates.certificate, certificates.key))
+
+
+def _read(path: Path) -> bytes:
     try:
-        return certificates.certificate.read_bytes()
-    except OSError as error:
-        raise StateError(f"{certificates.certificate} can not be read: {error}") from None
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -42,6 +42,7 @@ def _keys(federation: Federation, now: datetime) -> Iterator[Finding]:
     yield attempt("certificate", lambda: checks.certificate("certificate", federation.server_facts(), now, renew))
     yield attempt("certificate's names", lambda: _names(federation, renew))
     yield checks.private_file("certificate's key", tls.key)
+    yield _pair(federation, renew)
     yield checks.private_file("signing key", federation.signing_key)
     yield attempt("signing key pair", lambda: _signer(federation))
 
@@ -55,6 +56,13 @@ def _names(federation: Federation, renew: str) -> Finding:
     if missing:
         return Finding(what, "wrong", f"federation.toml names {', '.join(missing)}, the certificate does not", renew)
     return Finding(what, "ok", ", ".join(names))
+
+
+def _pair(federation: Federation, renew: str) -> Finding:
+    what, tls = "certificate's key pair", federation.certificates
+    if not federation.has_server_key():
+        return Finding(what, "wrong", f"{tls.key.name} is not of {tls.certificate.name}", renew)
+    return Finding(what, "ok", f"{tls.key.name} is of {tls.certificate.name}")
 
 
 def _signer(federation: Federation) -> Finding:

@@ -33,6 +33,7 @@ from consilium.common.identity.certificates import (
     CertificateFacts,
     ServerCertificate,
     certificate_facts,
+    is_key_of,
     issued_by,
     make_authority,
     make_server_certificate,
@@ -107,7 +108,7 @@ class Federation:
         return _facts(self.certificates.certificate)
 
     def require_valid_certificates(self, now: datetime) -> None:
-        """Refuse to go on with a certificate that has run out, is not valid yet, or is of another authority.
+        """Refuse to go on with a certificate that has run out, is not valid yet, is of another authority, or lacks its key.
 
         Raises
         ------
@@ -130,6 +131,19 @@ class Federation:
             raise StateError(
                 f"{tls.certificate} is not of this federation's authority: run `consilium federation renew {self.folder}`"
             )
+        if not self.has_server_key():
+            raise StateError(
+                f"{tls.key} is missing, or is not the key of {tls.certificate}, as a renewal that was killed leaves them: run "
+                f"`consilium federation renew {self.folder}`"
+            )
+
+    def has_server_key(self) -> bool:
+        """Whether the SuperLink's key is there, and is the certificate's."""
+        tls = self.certificates
+        try:
+            return is_key_of(tls.key.read_bytes(), tls.certificate.read_bytes())
+        except OSError:
+            return False
 
     def records(self) -> list[SiteRecord]:
         """Every site, by name."""
@@ -201,7 +215,7 @@ class Federation:
         for name in ("server.key", "server.pem"):
             if (tls / name).exists():
                 shutil.copy2(tls / name, former / name)
-        for name in ("server.key", "server.pem"):  # the certificate last: it is what a running coordinator watches
+        for name in ("server.key", "server.pem"):  # killed between the two: `require_valid_certificates` tells it
             (making / name).replace(tls / name)
         making.rmdir()
         return self.server_facts()

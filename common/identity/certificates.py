@@ -191,6 +191,15 @@ def issued_by(certificate_pem: bytes, authority_pem: bytes) -> bool:
     return True
 
 
+def is_key_of(key_pem: bytes, certificate_pem: bytes) -> bool:
+    """Tell whether the private key, PEM, is the certificate's, PEM; False if either is damaged."""
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+        return key.public_key() == x509.load_pem_x509_certificate(certificate_pem).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
 def _certificate(pem: bytes, origin: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)

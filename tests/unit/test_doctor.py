@@ -181,6 +181,18 @@ def test_the_coordinators_doctor_finds_what_ran_out_and_what_was_exchanged(feder
     assert wrong == {"signing key", "signing key pair", "certificate's names", "DNS"}
 
 
+def test_the_coordinators_doctor_finds_a_key_that_is_not_the_certificates(federation: Federation) -> None:
+    assert statuses(examine(federation.folder))["certificate's key pair"] == "ok"
+    former = federation.certificates.key.read_bytes()
+    federation.renew_server(NOW)
+    federation.certificates.key.write_bytes(former)
+    (fault,) = [found for found in examine(federation.folder) if found.status == "wrong"]
+    assert (fault.what, fault.advice) == (
+        "certificate's key pair",
+        f"consilium federation renew {federation.folder}",
+    )
+
+
 def test_the_coordinators_doctor_without_a_folder_looks_at_the_machine(tmp_path: Path) -> None:
     assert set(statuses(examine(None))) == {"versions", "disk", "GPU"}
     assert statuses(examine(tmp_path))["folder"] == "wrong"

@@ -3,6 +3,8 @@
 import json
 import stat
 import tarfile
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +22,7 @@ from consilium.common.identity.signing import load_signing_key, public_key_of
 from consilium.common.joining import KIT_FILES, JoinRequest, read_join, write_join
 from consilium.common.settings import load, parse
 from consilium.server.control import RegisteredNode
-from consilium.server.coordinator import changes
+from consilium.server.coordinator import changes, serve
 from consilium.server.federation_settings import FederationSettings
 from consilium.server.provision import Federation, in_use, open_federation, provision, utc_now
 from consilium.server.site_records import SiteRecord
@@ -270,6 +272,112 @@ def test_a_renewed_certificate_is_of_the_same_authority_for_the_names_now_wanted
     assert mode(tls.key) == 0o600
     (former,) = (federation.folder / "tls" / "former").iterdir()
     assert ((former / "server.key").read_bytes(), mode(former / "server.key")) == (kept, 0o600)
+
+
+class Killed(BaseException):
+    """As by a signal: nothing catches it."""
+
+
+def renew_and_be_killed(federation: Federation) -> None:
+    """Renew, and leave the folder as a kill between the two renamings does."""
+
+    def replace(path: Path, target: Path) -> Path:
+        if path.name == "server.pem":
+            raise Killed
+        return rename(path, target)
+
+    rename = Path.replace
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            federation.renew_server(NOW)
+
+
+def test_a_renewal_that_was_killed_between_key_and_certificate_is_noticed_and_mended_by_the_next(
+    federation: Federation,
+) -> None:
+    tls = federation.certificates
+    before = [path.read_bytes() for path in (tls.key, tls.certificate)]
+    assert federation.has_server_key()
+    renew_and_be_killed(federation)
+    assert [path.read_bytes() == held for path, held in zip((tls.key, tls.certificate), before, strict=True)] == [
+        False,
+        True,
+    ]
+    with pytest.raises(
+        StateError, match=r"server\.key .*is not the key of .*server\.pem.*: run `consilium federation renew"
+    ):
+        federation.require_valid_certificates(NOW)
+    with pytest.raises(StateError, match="is not the key of"):
+        serve(federation, threading.Event(), print, lambda: NOW)
+    federation.renew_server(NOW)
+    federation.require_valid_certificates(NOW)
+    assert before in [
+        [(former / name).read_bytes() for name in ("server.key", "server.pem")]
+        for former in (federation.folder / "tls" / "former").iterdir()
+    ]
+    tls.key.unlink()
+    with pytest.raises(StateError, match=r"server\.key is missing"):
+        federation.require_valid_certificates(NOW)
+
+
+class StandIn:
+    """In a SuperLink's place; keeps what the coordinator has it do."""
+
+    def __init__(self) -> None:
+        self.port, self.done, self.control = 1, [], self
+
+    def __enter__(self) -> "StandIn":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def nodes(self) -> tuple[RegisteredNode, ...]:
+        return ()
+
+    def revive(self) -> None:
+        self.done.append("revive")
+
+    def restart(self) -> None:
+        self.done.append("restart")
+
+    def retire(self) -> None:
+        pass
+
+
+class Steps(threading.Event):
+    """An ending that comes after steps, one each time the coordinator waits for it."""
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        super().__init__()
+        self.steps = iter(steps)
+
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - as an event's
+        step = next(self.steps, None)
+        if step is not None:
+            step()
+        return step is None
+
+
+def test_a_running_coordinator_never_takes_up_a_key_that_is_not_the_certificates(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    link, told, tls = StandIn(), [], federation.certificates
+    monkeypatch.setattr("consilium.server.coordinator.SuperLink.start", lambda *_, **__: link)
+    steps = Steps(
+        lambda: None,  # revive
+        lambda: renew_and_be_killed(federation),  # neither: it would read them
+        lambda: None,
+        lambda: federation.renew_server(NOW),  # restart, revive
+        lambda: tls.key.rename(tls.key.with_suffix(".away")),
+        lambda: tls.key.with_suffix(".away").rename(tls.key),  # restart, revive: whole again
+        lambda: None,  # revive
+    )
+    serve(federation, steps, told.append, lambda: NOW)
+    assert link.done == ["revive", "restart", "revive", "restart", "revive", "revive"]
+    assert sum("the new certificate is in use" in line for line in told) == 2
+    assert [record.getMessage().count("consilium federation renew") for record in caplog.records] == [1, 1]
 
 
 def test_certificates_that_ran_out_are_refused_with_what_to_do(federation: Federation) -> None:
