@@ -68,7 +68,7 @@ def sign(key: Ed25519PrivateKey, domain: bytes, data: bytes) -> bytes:
     key
         Whose signature.
     domain
-        What the signature means, for instance ``b"consilium-catalogue-1"``; a signature for one domain never
+        What the signature means, for instance ``b"consilium catalogue 1"``; a signature for one domain never
         verifies in another, so an approval can not be passed off as a catalogue.
     data
         What is signed.
@@ -96,7 +96,12 @@ def verify(public_key: bytes, domain: bytes, data: bytes, signature: bytes) -> N
 
 
 def fingerprint(public_key: bytes) -> str:
-    """Return the name of a public key for people to compare over the telephone, as OpenSSH prints it."""
+    """Return the name of a public key for people to compare over the telephone: ``SHA256:`` and the hash in base64.
+
+    That is OpenSSH's way of writing it. What is hashed are the bytes given: of a signing key the 32 raw ones, where OpenSSH
+    hashes its own encoding of the key, so ``ssh-keygen`` prints another name for it; of a node key (`node_fingerprint`) that
+    encoding.
+    """
     return "SHA256:" + base64.b64encode(hashlib.sha256(public_key).digest()).decode().rstrip("=")
 
 
