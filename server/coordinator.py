@@ -13,7 +13,7 @@ from consilium.common.errors import MachineError, SettingsError, StateError
 from consilium.common.identity.certificates import ServerCertificate
 from consilium.server import superlink_home
 from consilium.server.control import Control, RegisteredNode
-from consilium.server.provision import Federation, in_use
+from consilium.server.federation import Federation, in_use
 from consilium.server.site_records import SiteRecord
 from consilium.server.superlink import SuperLink
 

@@ -11,7 +11,7 @@ from consilium.common.identity.certificates import issued_by
 from consilium.common.identity.signing import load_signing_key, public_key_of
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import attach
-from consilium.server.provision import Federation, open_federation, signer_fingerprint, utc_now
+from consilium.server.federation import Federation, open_federation, signer_fingerprint, utc_now
 from consilium.server.site_records import SiteRecord
 
 

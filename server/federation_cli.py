@@ -18,7 +18,7 @@ from rich.text import Text
 from consilium.common.errors import ConsiliumError, MachineError
 
 if TYPE_CHECKING:
-    from consilium.server.provision import Federation
+    from consilium.server.federation import Federation
 
 federation_app = typer.Typer(
     help="Who takes part: provision a federation, and add, accept, renew and revoke its sites.", no_args_is_help=True
@@ -53,8 +53,9 @@ def provision(
 ) -> None:
     """Make certificates, the signing key, and a kit for every site of a settings file."""
     from consilium.server import provision as making
+    from consilium.server.federation import utc_now
 
-    made = making.provision(settings, out, making.utc_now(), force=force)
+    made = making.provision(settings, out, utc_now(), force=force)
     console = Console()
     _tell(
         console,
@@ -73,7 +74,7 @@ def show(
     folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json", help="as JSON, for programs")] = False
 ) -> None:
     """Show certificates, sites, fingerprints, when they run out, and who is connected."""
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     federation, now, console = open_federation(folder), utc_now(), Console()
     online = _online(folder)
@@ -131,7 +132,7 @@ def add(
 ) -> None:
     """Invite a further site, or one that was revoked again: makes its kit."""
     from consilium.common.settings import split_commas
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     given = split_commas(labels)
     kit = open_federation(folder).add(name, given if isinstance(given, list) else [], utc_now())
@@ -145,7 +146,7 @@ def accept(
 ) -> None:
     """Check the join files of sites, and let their keys in; a running coordinator does so within seconds."""
     from consilium.common.joining import read_join
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     federation, console, refused = open_federation(folder), Console(), []
     for path in requests:
@@ -181,7 +182,7 @@ def renew(
     Names and addresses are read from FOLDER/federation.toml again. A site gets a new kit and joins with --new-key; its present
     key is good until the new one is accepted.
     """
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     federation, console = open_federation(folder), Console()
     if name:
@@ -195,7 +196,7 @@ def renew(
 @federation_app.command(epilog="Example:  consilium federation revoke federation/ north")
 def revoke(folder: FolderArgument, name: NameArgument) -> None:
     """Let a site in no more. Its key never comes back; `add` invites the site again, with a new key."""
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     record = open_federation(folder).revoke(name, utc_now())
     _tell(Console(), f"{record.name} is {record.state(utc_now())}; a running coordinator drops it within seconds.")
@@ -209,7 +210,7 @@ def start(folder: FolderArgument) -> None:
     meanwhile are taken up within seconds. Studies are submitted with `consilium run STUDY.toml --coordinator FOLDER`.
     """
     from consilium.server.coordinator import serve
-    from consilium.server.provision import open_federation, utc_now
+    from consilium.server.federation import open_federation, utc_now
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     federation = open_federation(folder)
@@ -239,7 +240,7 @@ def doctor(
 def _online(folder: Path) -> set[str] | None:
     """Names of the connected sites; None if no coordinator runs."""
     from consilium.server.coordinator import attach
-    from consilium.server.provision import open_federation
+    from consilium.server.federation import open_federation
 
     try:
         with attach(open_federation(folder)) as control:
@@ -249,7 +250,7 @@ def _online(folder: Path) -> set[str] | None:
 
 
 def _facts(console: Console, federation: "Federation") -> None:
-    from consilium.server.provision import signer_fingerprint, utc_now
+    from consilium.server.federation import signer_fingerprint, utc_now
 
     authority, server, now = federation.authority_facts(), federation.server_facts(), utc_now()
     table = Table(box=None, show_header=False, pad_edge=False)

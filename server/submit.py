@@ -20,8 +20,8 @@ from consilium.server.board import Board, following
 from consilium.server.bundle import write_bundle
 from consilium.server.control import Control
 from consilium.server.coordinator import attach
+from consilium.server.federation import open_federation, utc_now
 from consilium.server.ledger import stop_of
-from consilium.server.provision import open_federation, utc_now
 from consilium.server.run_folder import LOCK, RunFolder
 
 POLL_S: Final = 3.0

@@ -25,7 +25,8 @@ from consilium.common.networks.settings import NetworkSettings
 from consilium.common.networks.student_files import save_student, student_card
 from consilium.common.processes import free_port
 from consilium.server.doctor import examine
-from consilium.server.provision import Federation, provision, utc_now
+from consilium.server.federation import Federation, utc_now
+from consilium.server.provision import provision
 
 NOW = utc_now()
 DAY = timedelta(days=1)

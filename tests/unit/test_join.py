@@ -17,8 +17,9 @@ from consilium.clients.join import join, read_kit
 from consilium.clients.settings import load_site
 from consilium.common.errors import DataError, StateError
 from consilium.common.joining import KIT_FILES, MAX_KIT_BYTES
+from consilium.server.federation import utc_now
 from consilium.server.kit import pack
-from consilium.server.provision import provision, utc_now
+from consilium.server.provision import provision
 
 NOW = utc_now()
 SETTINGS = 'name = "trial"\n[superlink]\naddress = "hub.example.org:9443"\n[sites.north]\n'

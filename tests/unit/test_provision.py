@@ -23,8 +23,9 @@ from consilium.common.joining import KIT_FILES, JoinRequest, read_join, write_jo
 from consilium.common.settings import load, parse
 from consilium.server.control import RegisteredNode
 from consilium.server.coordinator import changes, serve
+from consilium.server.federation import Federation, in_use, open_federation, utc_now
 from consilium.server.federation_settings import FederationSettings
-from consilium.server.provision import Federation, in_use, open_federation, provision, utc_now
+from consilium.server.provision import provision
 from consilium.server.site_records import SiteRecord
 
 NOW = utc_now()
