@@ -72,12 +72,20 @@ def pretrain(
     if weights.exists():
         raise StateError(f"{weights} is there already; name it in the study, or give another folder")
     shape = (study.image.channels, len(study.labels), study.image.size)
-    training = study.student.training.model_copy(update={"epochs": 0, "image_budget": budget})
+    training = of_a_start(study.student.training, budget)
     module = on_phantoms(network, training, images, shape, study.seed, folder, on_step)
     card = student_card(network, *shape) | {"pretrained-on": {"phantoms": images, "images-seen": budget}}
     save_student(folder, module, card)
     shutil.rmtree(folder / CHECKPOINTS)
     return weights
+
+
+def of_a_start(training: TrainingSettings, budget: int) -> TrainingSettings:
+    """Give the training of what a student begins with: its own, but another length, and augmented to its end.
+
+    That an end sees images as they are suits a network that is used on such images; this one is trained on, on others.
+    """
+    return training.model_copy(update={"epochs": 0, "image_budget": budget, "augment_until": 1.0})
 
 
 def on_phantoms(

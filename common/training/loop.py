@@ -245,16 +245,17 @@ class _Run:
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gather this process's share of a step's batch, augmented and mixed."""
         settings, device = self.settings, self.fabric.device
+        augments = settings.augments(step, self.steps)
         mix, rows = None, self.share
-        if settings.cutmix:
+        if settings.cutmix and augments:
             mix = Mix.of(settings.batch, settings.cutmix, self._generator(_CUTMIX, step)).part(self.share)
             rows = mix.needed
         chosen = self.order.positions(step * settings.batch, settings.batch)
         images, targets, weights = self.data.batch(chosen[rows.numpy()], device)
-        if settings.augment != "none":
+        if settings.augment != "none" and augments:
             draw = Draw.of(settings.batch, self._generator(_AUGMENTATION, step)).part(rows)
             images, targets = augment(images, targets, draw)
-        if settings.augment == "strong":
+        if settings.augment == "strong" and augments:
             images = distort(images, Distortion.of(settings.batch, self._generator(_DISTORTION, step)).part(rows))
         return cutmix(images, targets, weights, mix) if mix else (images, targets, weights)
 

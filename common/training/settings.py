@@ -52,7 +52,7 @@ class TrainingSettings(Settings):
     for masks of 0 and 1, and right for soft ones (`consilium.common.training.loss`).
 
     What the paper does not have is off: another share of Dice, weight decay, a warm-up, clipped gradients, averaged weights,
-    CutMix, strong augmentation.
+    CutMix, strong augmentation, an end without augmentation.
     """
 
     epochs: Epochs = Field(0, description='times every image is seen; "paper": as many as the paper on so many images')
@@ -77,6 +77,12 @@ class TrainingSettings(Settings):
     )
     augment: Augmentation = Field("paper", description="none, the five of appendix A.1, or those and changes of gray")
     cutmix: float = Field(0.0, ge=0, le=1, description="probability that an image gets a box of another of its batch")
+    augment_until: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the steps that are augmented and mixed; those after see images as they are",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint_every_s: float = Field(30.0, ge=0, description="seconds between checkpoints")
@@ -99,6 +105,10 @@ class TrainingSettings(Settings):
         if self.cutmix and self.batch < 2:
             raise ValueError(f"cutmix needs a batch of 2 images or more; got {self.batch}")
         return self
+
+    def augments(self, step: int, steps: int) -> bool:
+        """Tell whether a step, counted from 0, of so many sees augmented images."""
+        return step < round(self.augment_until * steps)
 
     def on(self, image_count: int) -> Self:
         """Give these settings with ``epochs = "paper"`` spelled out for a data set of so many images."""

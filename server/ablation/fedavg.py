@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -51,8 +51,11 @@ def local_training(training: TrainingSettings, images: int, total: int, at: int,
         Which round, from 0, of how many.
     """
     seen = training.steps(total) * training.batch
+    plain: dict[str, Any] = {} if training.augments(at, rounds) else {"augment": "none", "cutmix": 0.0}
     return training.model_copy(
-        update={
+        update=plain
+        | {
+            "augment_until": 1.0,  # its end is that of all rounds together
             "epochs": 0,
             "image_budget": max(1, round(seen * images / total / rounds)),
             "learning_rate": training.rate(at, rounds),

@@ -29,6 +29,7 @@ from consilium.server.experiment.data import DataSet, joined, prepare
 from consilium.server.experiment.stages import Masks, Model, slices
 from consilium.server.experiment.store import Store
 from consilium.server.experiment.workplace import workplace
+from consilium.server.pretrain import of_a_start
 
 Dice = npt.NDArray[np.float64]
 
@@ -254,7 +255,7 @@ class Ablator:
         student, before = recipe.student, recipe.pretraining
         if before is None:
             return None
-        training = student.training.model_copy(update={"epochs": 0, "image_budget": before.image_budget})
+        training = of_a_start(student.training, before.image_budget)
         image, labels = self.settings.image, self.data(self.settings.labelled).truth.shape[1]
         shape = (image.channels, labels, image.size)
         return stages.pretrain(self.store, student.network, training, before.phantoms, shape, seed=seed)

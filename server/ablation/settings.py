@@ -72,7 +72,9 @@ class StepSettings(Settings):
         description="a second study, that goes on from the first one's student: the sites train that, and answer with it",
     )
     student_seed: int | None = Field(
-        None, ge=0, description="not 0: the last student of all is trained with another seed; what chance alone does to it"
+        None,
+        ge=0,
+        description="not 0: the last student of all is trained with another seed; what chance alone does to it",
     )
     transferal: NameList | None = Field(None, description="further unlabelled data from here on; as before if left out")
     distil: bool = Field(True, description="whether a student is trained, too; else only the fused masks are measured")

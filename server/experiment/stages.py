@@ -348,7 +348,10 @@ def seed_of(seed: int, name: str) -> int:
 
 def training_facts(network: NetworkSettings, training: TrainingSettings, seed: int) -> dict[str, Any]:
     """All that decides a training but the images."""
-    how: Mapping[str, Any] = training.model_dump(mode="json", exclude=_ELSEWHERE)
+    whole = (
+        {"augment_until"} if training.augment_until == 1 else set()
+    )  # what was trained before it had a name is the same
+    how: Mapping[str, Any] = training.model_dump(mode="json", exclude=_ELSEWHERE | whole)
     which: dict[str, Any] = network.model_dump(mode="json")
     if network.weights != "none":
         which["weights"] = digest_of_file(Path(network.weights))  # what is in it decides, not where it lies

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from consilium.common import wire
 from consilium.common.errors import StateError
+from consilium.common.training.settings import TrainingSettings
 from consilium.server import exclusion
 from consilium.server.report import figures, gallery, tables
 from consilium.server.report.evaluation import best_teacher, evaluation_tables, evaluation_verdict
@@ -217,6 +218,16 @@ def _loss(run: StudyRun) -> Markup | None:
     return figures.loss_curve([(int(step), float(loss)) for step, loss in curve]) if curve else None
 
 
+def _augmentation(training: TrainingSettings) -> str:
+    mixed = f", CutMix of {100 * training.cutmix:g} %" if training.cutmix else ""
+    end = (
+        f"; none in the last {100 * (1 - training.augment_until):g} % of the steps"
+        if training.augment_until < 1
+        else ""
+    )
+    return f"{training.augment}{mixed}{end}"
+
+
 def _student(run: StudyRun, metrics: Metrics) -> list[tuple[str, str]]:
     settings, images = run.study.student, metrics["images"]["kept"]
     training, parameters = settings.training, metrics["student"]["parameters"]
@@ -229,7 +240,7 @@ def _student(run: StudyRun, metrics: Metrics) -> list[tuple[str, str]]:
         ("Trained on", f"{images:,} images" if images else tables.NONE),
         ("Length", f"{steps:,} steps of {training.batch} images" if steps else tables.NONE),
         ("Optimiser", f"{_OPTIMIZERS[training.optimizer]}, learning rate {training.learning_rate:g}"),
-        ("Augmentation", training.augment + (f", CutMix of {100 * training.cutmix:g} %" if training.cutmix else "")),
+        ("Augmentation", _augmentation(training)),
     ]
     if student and best and best.mean > 0:
         facts.append(

@@ -43,6 +43,9 @@ def test_rounds_and_sites_together_see_what_the_student_sees_on_its_schedule() -
     assert (first.image_budget, last.image_budget) == (30, 30)  # 1000 images, 10 rounds, three tenths of the images
     assert (first.schedule, first.learning_rate) == ("constant", 0.1)
     assert last.learning_rate == pytest.approx(0.1 * (1 + np.cos(np.pi * 8 / 9)) / 2)
+    plain_end = training.model_copy(update={"augment_until": 0.8, "cutmix": 0.5})
+    rounds = [fedavg.local_training(plain_end, 30, 100, at, 10) for at in (7, 8)]
+    assert [(one.augment, one.cutmix, one.augment_until) for one in rounds] == [("paper", 0.5, 1.0), ("none", 0.0, 1.0)]
     both = StudentSettings(training=TrainingSettings(epochs=2, batch=4), generations=2)
     twice = Recipe(student=both, transferal=())
     assert twice.images_seen(5, sites=3) == 2 * 12  # 10 images are three batches of four, twice

@@ -86,7 +86,8 @@ def test_another_seed_of_the_student_changes_the_last_student_alone(tmp_path: Pa
     assert work.student(scenario, 0, again.first) == work.student(scenario, 0, second.first)
     assert work.answering(scenario, 0, again) == work.answering(scenario, 0, second)
     one, other = work.student(scenario, 0, second), work.student(scenario, 0, again)
-    assert one and other
+    assert one
+    assert other
     assert one.artefact.digest != other.artefact.digest
 
 

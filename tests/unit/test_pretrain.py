@@ -23,11 +23,12 @@ from consilium.common.networks.weights import dump_weights
 from consilium.common.settings import parse
 from consilium.common.study import Study
 from consilium.common.training.loop import Progress
+from consilium.common.training.settings import TrainingSettings
 from consilium.server.cli import app
 from consilium.server.distill import distill
 from consilium.server.inquiry import Post
 from consilium.server.ledger import Ledger
-from consilium.server.pretrain import pretrain, synthetic
+from consilium.server.pretrain import of_a_start, pretrain, synthetic
 from consilium.server.run_folder import RunFolder
 from consilium.server.study_run import StudyRun
 
@@ -121,6 +122,12 @@ def test_synthetic_images_come_from_every_hospital_in_the_studys_form() -> None:
     np.testing.assert_array_equal(images[:, 0], images[:, 2])
     np.testing.assert_array_equal(masks[:, 0], masks[:, 1])
     assert masks.any(axis=(1, 2, 3)).all()
+
+
+def test_a_start_is_augmented_to_its_end_whatever_the_student_is() -> None:
+    student = TrainingSettings(epochs=4, batch=2, augment_until=0.5, dice_share=0.75)
+    wanted = TrainingSettings(image_budget=30, batch=2, augment_until=1.0, dice_share=0.75)
+    assert of_a_start(student, 30) == wanted
 
 
 def test_pretraining_that_was_stopped_ends_with_the_same_bytes(tmp_path: Path) -> None:

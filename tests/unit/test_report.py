@@ -59,7 +59,10 @@ def make_study(sites: tuple[str, ...], size: int, *, tuned: bool, labels: tuple[
             "image": {"size": size, "channels": channels},
             "collect": {"chunk": 8},
             "exclusion": {"alpha": 500.0, "beta": 5.0},
-            "student": {"network": {"name": "unet", "width": 4}, "training": {"image-budget": 64}},
+            "student": {
+                "network": {"name": "unet", "width": 4},
+                "training": {"image-budget": 64, "augment-until": 0.75},
+            },
             "fine-tune": {"sites": sites[1:2] if tuned else ()},
         }
     )
@@ -221,6 +224,7 @@ def test_the_numbers_shown_are_those_of_metrics_json(page: str, metrics: dict) -
     assert "75.5 ± 8.0" in text
     assert "123,456" in text
     assert metrics["study_digest"] in text
+    assert "paper; none in the last 25 % of the steps" in text
 
 
 def test_who_is_better_off_at_home_is_counted_before_and_after_fine_tuning(metrics: dict) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ EVERYTHING = {
     "ema": 0.9,
     "augment": "strong",
     "cutmix": 0.7,
+    "augment_until": 0.6,
 }
 
 
@@ -379,7 +381,9 @@ def test_an_interrupted_training_with_every_option_ends_with_the_same_bytes(
             assert torch.equal(tensor, other), name
 
 
-@pytest.mark.parametrize("option", ["dice_share", "optimizer", "warm_up", "clip_norm", "ema", "augment", "cutmix"])
+@pytest.mark.parametrize(
+    "option", ["dice_share", "optimizer", "warm_up", "clip_norm", "ema", "augment", "cutmix", "augment_until"]
+)
 def test_each_option_makes_another_student(option: str) -> None:
     images, targets = squares(4)
     modules = [build(SMALL, 1, 1, 0) for _ in range(2)]
@@ -388,6 +392,23 @@ def test_each_option_makes_another_student(option: str) -> None:
     for module, changes in zip(modules, ({}, changed), strict=True):
         fit(module, images, targets, settings(image_budget=16, **changes), seed=0)
     assert any(not torch.equal(a, b) for a, b in zip(modules[0].parameters(), modules[1].parameters(), strict=True))
+
+
+def test_the_last_steps_see_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps, of which seven are augmented and mixed."""
+    seen: list[torch.Tensor] = []
+
+    def watched(logits: torch.Tensor, targets: torch.Tensor, *how: Any) -> torch.Tensor:
+        seen.append(targets)
+        return dice_bce(logits, targets, *how)
+
+    monkeypatch.setattr(loop, "dice_bce", watched)
+    images, targets = squares(4)
+    chosen = settings(image_budget=40, augment_until=0.7, augment="strong", cutmix=1.0)
+    fit(build(SMALL, 1, 1, 0), images, targets, chosen, seed=0)
+    whole = sorted(targets.reshape(4, -1).tolist())
+    as_they_are = [sorted((255 * batch).round().int().reshape(4, -1).tolist()) == whole for batch in seen]
+    assert as_they_are == [False] * 7 + [True] * 3
 
 
 WORKER = """
