@@ -86,7 +86,7 @@ def ladder_table(rows: Sequence[Row], steps: Sequence[str]) -> Table:
             "only this table knows, and on the pooled test. The rows above the steps have no fusion: there, the "
             "teachers' own masks.",
             "FedAvg, all sites' labels, true masks: the judged step's network, trained at the same compute; the last on the "
-            "labelled data set's own unlabelled images, with their true masks: more than any fusion can give.",
+            "labelled data set's own unlabelled images, with their true masks, as a faultless fusion would have it.",
             "Model: the teacher or the baseline itself; of a step, its student.",
             "Kept: transferal images after exclusion, of how many.",
             "In brackets: the mean of the seeds' intervals at 95 %, by resampling whole groups of near duplicates.",
