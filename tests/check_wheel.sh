@@ -30,5 +30,5 @@ CHECK
   exit 1
 }
 test -s "$place/run/report.html"
-test -s "$place/run/student/student.onnx"
+test -s "$place/run/student/student.safetensors"
 echo "the wheel works outside the source tree"

@@ -34,7 +34,17 @@ def test_the_shipped_ladder_is_valid_at_every_scale_and_starts_with_the_papers_s
 def test_a_shipped_consensus_step_is_the_preset_in_all_but_network_length_and_learning_rate(file: Path) -> None:
     settings = load(file)
     step = settings.recipe("consensus")
-    own = {"network", "image_budget", "epochs", "batch", "learning_rate", "augment_until", "precision", "device", "threads"}
+    own = {
+        "network",
+        "image_budget",
+        "epochs",
+        "batch",
+        "learning_rate",
+        "augment_until",
+        "precision",
+        "device",
+        "threads",
+    }
     preset = parse(Study, {"name": "any", "sites": ["one", "two"]}, "the preset")
 
     def said(student: StudentSettings) -> dict[str, Any]:
