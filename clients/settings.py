@@ -22,7 +22,6 @@ from consilium.common.training.settings import FineTuningSettings, TrainingSetti
 TRAINED: Final = "trained.json"
 FINE_TUNED: Final = "result.json"
 """In the folder of a fine-tuned student: its Dice before and after; written last, so that a folder with one is whole."""
-_NOT_DECISIVE: Final = ("device", "threads", "checkpoint-every-s")
 _UNIX_PATH_BYTES: Final = 100  # Linux allows 107, macOS 103
 
 
@@ -235,11 +234,10 @@ def teacher_digest(settings: SiteSettings) -> str:
         include={
             "labels": True,
             "teacher": {"network", "size", "channels"},
-            "training": True,
             "data": {"size", "channels", "seed", "test_share", "validation_share"},
         },
     )
-    facts["training"] = {key: value for key, value in facts["training"].items() if key not in _NOT_DECISIVE}
+    facts["training"] = settings.training.model_dump(mode="json", exclude=settings.training.indecisive())
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -41,7 +41,6 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else a line a
 
 CURVE_POINTS: Final = 200
 _ORDER, _AUGMENTATION, _DROPOUT, _DISTORTION, _CUTMIX = range(5)  # independent streams of one seed
-_NOT_IN_DIGEST: Final = {"device", "threads", "checkpoint_every_s"}  # where and how often, not what
 
 
 @dataclass(frozen=True)
@@ -392,7 +391,7 @@ def _torch_state(threads: int, device: torch.device) -> Iterator[None]:
 def _digest(module: nn.Module, data: TrainingData, settings: TrainingSettings, seed: int) -> str:
     """Name the training: SHA-256, in hex, of all that decides its result but the pixels."""
     facts: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json", by_alias=False, exclude=_NOT_IN_DIGEST),
+        "settings": settings.model_dump(mode="json", by_alias=False, exclude=settings.indecisive()),
         "seed": seed,
         "shapes": [data.images.shape, data.targets.shape],
         "indices": _sha256(data.indices.tobytes()),

@@ -10,6 +10,8 @@ from consilium.common.settings import Settings
 PAPER_IMAGES: Final = 700_000
 """Images a training of the paper sees in all, repeats counted, unless `PAPER_MOST_EPOCHS` ends it before."""
 PAPER_MOST_EPOCHS: Final = 500
+_ELSEWHERE: Final = ("device", "threads", "checkpoint_every_s")
+_LATER: Final = {"augment_until": 1.0}
 
 
 def paper_epochs(images: int) -> int:
@@ -105,6 +107,14 @@ class TrainingSettings(Settings):
         if self.cutmix and self.batch < 2:
             raise ValueError(f"cutmix needs a batch of 2 images or more; got {self.batch}")
         return self
+
+    def indecisive(self) -> set[str]:
+        """Name the fields that do not decide which weights come of a training, and so are in no digest of it.
+
+        That is where and how fast it runs; and, at its default, what was no setting yet when trainings were known by a
+        digest already: a teacher, a checkpoint or an artefact of that time stays what it is.
+        """
+        return {*_ELSEWHERE, *(name for name, default in _LATER.items() if getattr(self, name) == default)}
 
     def augments(self, step: int, steps: int) -> bool:
         """Tell whether a step, counted from 0, of so many sees augmented images."""

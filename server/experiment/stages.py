@@ -42,8 +42,6 @@ from consilium.server.pretrain import CHECKPOINTS, Shape, on_phantoms
 CHUNK: Final = 128
 """Images predicted or fused at a time; bounds memory."""
 
-_ELSEWHERE: Final = {"device", "threads", "checkpoint_every_s"}  # where and how often a training runs, not what it is
-
 
 @dataclass(frozen=True)
 class Model:
@@ -348,10 +346,7 @@ def seed_of(seed: int, name: str) -> int:
 
 def training_facts(network: NetworkSettings, training: TrainingSettings, seed: int) -> dict[str, Any]:
     """All that decides a training but the images."""
-    whole = (
-        {"augment_until"} if training.augment_until == 1 else set()
-    )  # what was trained before it had a name is the same
-    how: Mapping[str, Any] = training.model_dump(mode="json", exclude=_ELSEWHERE | whole)
+    how: Mapping[str, Any] = training.model_dump(mode="json", exclude=training.indecisive())
     which: dict[str, Any] = network.model_dump(mode="json")
     if network.weights != "none":
         which["weights"] = digest_of_file(Path(network.weights))  # what is in it decides, not where it lies
