@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.identity.key_files import private_pem, write_private
+from consilium.common.identity.key_files import private_pem, read_private, write_private
 from consilium.common.identity.signing import fingerprint, sign, verify
 
 ANSWER_DOMAIN: Final = b"consilium sealed answer 1"
@@ -139,10 +139,7 @@ def make_study_key(path: Path) -> X25519PrivateKey:
 
 def load_study_key(path: Path) -> X25519PrivateKey:
     """Load what `make_study_key` wrote; `StateError` if the file is missing, damaged or another kind of key."""
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StateError(f"{path} holds no readable study key: {error}; restore it from a backup") from None
+    key = read_private(path, "study key")
     if not isinstance(key, X25519PrivateKey):
         raise StateError(f"a study's key is an X25519 key; {path} holds a {type(key).__name__}")
     return key

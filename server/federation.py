@@ -15,11 +15,10 @@
 What is known of a site is in `site_records`. Dates are compared with a clock that the caller gives.
 """
 
-import contextlib
-import fcntl
 import hmac
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +39,7 @@ from consilium.common.identity.certificates import (
 from consilium.common.identity.key_files import private_folder
 from consilium.common.identity.signing import fingerprint
 from consilium.common.joining import JoinRequest, KitFacts, invitation_tag
+from consilium.common.locks import alone
 from consilium.common.settings import load
 from consilium.server.federation_settings import FederationSettings
 from consilium.server.kit import kit_files, pack
@@ -357,15 +357,9 @@ def open_federation(folder: Path) -> Federation:
     return Federation(folder, load(FederationSettings, folder / "federation.toml"))
 
 
-@contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path) -> AbstractContextManager[None]:
     """Keep the folder for one coordinator; `StateError` if one runs on it."""
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"a coordinator runs on {folder}; stop it first") from None
-        yield
+    return alone(folder / "lock", f"a coordinator runs on {folder}; stop it first")
 
 
 def signer_fingerprint(federation: Federation) -> str:

@@ -6,9 +6,11 @@ of `certificates`, `node_keys` and `signing`, and a study's key, to which answer
 
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consilium.common.errors import StateError
@@ -47,6 +49,20 @@ def private_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey | X25519Private
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def read_private(path: Path, what: str) -> PrivateKeyTypes:
+    """Read a private key that `write_private` wrote of `private_pem`; which kind it is, the caller sees to.
+
+    Raises
+    ------
+    StateError
+        If the file is missing or damaged; ``what`` names the key.
+    """
+    try:
+        return serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StateError(f"{path} holds no readable {what}: {error}; restore it from a backup") from None
 
 
 def _exists(path: Path) -> StateError:

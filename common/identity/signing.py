@@ -8,12 +8,11 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from consilium.common.errors import ErrorCode, StateError, WireError
-from consilium.common.identity.key_files import private_folder, private_pem, write_private
+from consilium.common.identity.key_files import private_folder, private_pem, read_private, write_private
 
 
 def make_signing_key(path: Path) -> Ed25519PrivateKey:
@@ -38,10 +37,7 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     StateError
         If the file is missing, damaged or another kind of key.
     """
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StateError(f"{path} holds no readable signing key: {error}; restore it from a backup") from error
+    key = read_private(path, "signing key")
     if not isinstance(key, Ed25519PrivateKey):
         raise StateError(f"a signing key is an Ed25519 key; {path} holds a {type(key).__name__}")
     return key

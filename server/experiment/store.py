@@ -9,14 +9,12 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from consilium.common.errors import StateError
 from consilium.common.files import write_text
 
 FACTS_NAME: Final = "facts.json"
@@ -79,17 +77,6 @@ class Store:
                     write_text(folder / FACTS_NAME, json.dumps(done, indent=1, sort_keys=True) + "\n")
         held = json.loads((folder / FACTS_NAME).read_text("utf-8"))
         return Artefact(folder, digest, float(held["seconds"]))
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only process that writes results into a folder; `StateError` if another is."""
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"{folder} is in use by another process; wait for it, or stop it") from None
-        yield
 
 
 def digest_of(facts: Any) -> str:

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from consilium.common.files import write_text
+from consilium.common.locks import alone
 from consilium.server.experiment.display import Display
-from consilium.server.experiment.store import Store, alone_in
+from consilium.server.experiment.store import Store
 
 
 class Named(Protocol):
@@ -97,7 +98,8 @@ def workplace(
         If another process works there.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with alone_in(root), Display(console or Console(quiet=True), cells) as display:
+    taken = f"{root} is in use by another process; wait for it, or stop it"
+    with alone(root / "lock", taken), Display(console or Console(quiet=True), cells) as display:
         written = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
         write_text(root / "experiment.toml", tomli_w.dumps(written))
         yield Workplace(root, Store(artefacts or root / "artefacts", display.tell), display)

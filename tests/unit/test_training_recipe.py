@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
+from consilium.clients.settings import SiteSettings, teacher_digest
 from consilium.common.networks.build import build
 from consilium.common.networks.settings import NetworkSettings
+from consilium.common.settings import parse
 from consilium.common.training import loop
 from consilium.common.training.augment import Draw, augment
 from consilium.common.training.average import Average
@@ -392,6 +394,15 @@ def test_each_option_makes_another_student(option: str) -> None:
     for module, changes in zip(modules, ({}, changed), strict=True):
         fit(module, images, targets, settings(image_budget=16, **changes), seed=0)
     assert any(not torch.equal(a, b) for a, b in zip(modules[0].parameters(), modules[1].parameters(), strict=True))
+
+
+def test_a_setting_that_came_later_is_in_no_digest_while_it_is_at_its_default() -> None:
+    """A teacher trained before the setting was there, known by its digest, is not to be trained again for it."""
+    elsewhere = {"device", "threads", "checkpoint_every_s"}
+    assert settings().indecisive() == elsewhere | {"augment_until"}
+    assert settings(augment_until=0.5).indecisive() == elsewhere
+    site = parse(SiteSettings, {"name": "x", "teacher": {"network": {"name": "unet"}}}, "x")
+    assert teacher_digest(site) == "ceabac156b2d843fee9833f289c40faee003bdd976fc502100432487a9dc2ef4"
 
 
 def test_the_last_steps_see_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
